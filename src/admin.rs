@@ -1,0 +1,1 @@
+//! Operators: HTTP endpoints and the console.

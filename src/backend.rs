@@ -1,0 +1,3 @@
+//! The two databases: connections, pools, health.
+
+pub mod connection;

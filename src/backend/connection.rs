@@ -1,0 +1,1 @@
+//! One server connection: connect, TLS, login, cancel.

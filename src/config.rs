@@ -1,0 +1,268 @@
+//! Checked configuration: nothing missing, nothing contradictory.
+//!
+//! [`file`] is `proxy.toml` as written, [`check`] turns it into [`Config`] and reports every mistake
+//! at once, [`reload`] publishes the next one. Everything but [`Listen`] and `admin.http` is hot.
+
+pub mod check;
+pub mod file;
+pub mod reload;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use crate::route::policy::Policy;
+
+/// Everything crossfade was told, checked. Immutable; shared as `Arc<Config>`.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect. Needs a restart.
+    pub listen: Listen,
+    /// TLS towards clients; `None` answers `N` to an SSLRequest.
+    pub client_tls: Option<ClientTls>,
+    /// How clients prove who they are.
+    pub auth: Auth,
+    /// The two databases, indexed by [`crate::Side::index`].
+    pub backends: [Backend; 2],
+    /// How server connections are shared.
+    pub pool: Pool,
+    /// Bounds on what a client may use.
+    pub limits: Limits,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// HTTP endpoint and the roles of the admin console.
+    pub admin: Admin,
+    /// Logging.
+    pub log: Log,
+    /// Weights and switches of every repository, ready to route with.
+    pub policy: Arc<Policy>,
+    /// Hash of the file's effective content, hexadecimal; the label of `crossfade_config_info`.
+    pub hash: String,
+}
+
+/// `[listen]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Listen {
+    /// TCP addresses, IPv4 and IPv6. Port 0 picks a free port (logged; written to `port_file`).
+    pub addresses: Vec<SocketAddr>,
+    /// Directory of a Unix socket `.s.PGSQL.<port of the first address>`.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Data-path threads, each with a runtime of its own.
+    pub threads: usize,
+    /// Listen backlog.
+    pub backlog: u32,
+}
+
+/// `[client_tls]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientTls {
+    /// Clients that do not ask for TLS are refused.
+    pub require: bool,
+    /// PEM certificate chain.
+    pub certificate: PathBuf,
+    /// PEM private key.
+    pub key: PathBuf,
+    /// PEM bundle that client certificates must chain to.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// What a client must present.
+    pub method: AuthMethod,
+    /// Users known from the file and the users file, by name.
+    pub users: std::collections::HashMap<String, User>,
+    /// Looks up users that the file does not know: run on the source, `$1` is the user name; returns one row of name
+    /// and password or verifier.
+    pub query: Option<String>,
+}
+
+/// Authentication method towards clients.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AuthMethod {
+    /// SCRAM-SHA-256, and -PLUS over TLS.
+    Scram,
+    /// MD5 challenge.
+    Md5,
+    /// Client certificate whose common name is the user name.
+    Certificate,
+    /// No proof at all; only when written out.
+    Trust,
+}
+
+/// A user of the proxy.
+#[derive(Clone, Debug)]
+pub struct User {
+    /// Login name.
+    pub name: String,
+    /// What the client's proof is checked against.
+    pub secret: Secret,
+    /// Credentials on each backend where they differ from the client's: user name and password.
+    pub backend: [Option<(String, Secret)>; 2],
+    /// Overrides `pool.mode`.
+    pub pool_mode: Option<PoolMode>,
+    /// Overrides `pool.size`.
+    pub pool_size: Option<usize>,
+    /// At most this many clients of this user at once.
+    pub max_clients: Option<usize>,
+}
+
+/// A password or what stands for it. Its `Debug` shows no secret.
+#[derive(Clone, Eq, PartialEq)]
+pub enum Secret {
+    /// Plain text.
+    Password(String),
+    /// `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>` as in `pg_authid`.
+    ScramVerifier(String),
+    /// `md5` and 32 hexadecimal digits as in `pg_authid`.
+    Md5(String),
+    /// None: trust, certificates, peer.
+    None,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Secret::Password(_) => "Password(***)",
+            Secret::ScramVerifier(_) => "ScramVerifier(***)",
+            Secret::Md5(_) => "Md5(***)",
+            Secret::None => "None",
+        })
+    }
+}
+
+/// `[source]` and `[target]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Backend {
+    /// Host name, address, or directory of a Unix socket when it begins with `/`.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Name of the database there.
+    pub database: String,
+    /// TLS towards this backend.
+    pub tls: BackendTls,
+    /// Role of crossfade's own control connections (catalog, checks, `auth_query`).
+    pub control_user: String,
+    /// Its password.
+    pub control_secret: Secret,
+}
+
+/// TLS towards a backend.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct BackendTls {
+    /// As libpq's `sslmode`.
+    pub mode: TlsMode,
+    /// PEM bundle to verify against; the web's roots when absent.
+    pub ca: Option<PathBuf>,
+    /// Client certificate and key, PEM.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// As libpq's `sslmode`; `allow` is not offered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TlsMode {
+    /// Never.
+    Disable,
+    /// When the server offers it.
+    Prefer,
+    /// Always, without verifying.
+    Require,
+    /// Always, and the chain must verify.
+    VerifyCa,
+    /// Always, and the chain and host name must verify.
+    VerifyFull,
+}
+
+/// When a server connection goes back to the pool.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum PoolMode {
+    /// When the client leaves.
+    Session,
+    /// When the transaction ends.
+    Transaction,
+}
+
+/// `[pool]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Pool {
+    /// Default mode.
+    pub mode: PoolMode,
+    /// Server connections per user and backend, over all threads.
+    pub size: usize,
+    /// Kept open per user and backend even when idle.
+    pub min_size: usize,
+    /// Server connections per backend over all users.
+    pub max_server_connections: usize,
+    /// Prepared statements kept per server connection in transaction mode.
+    pub max_prepared_statements: usize,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Clients at once, logged in or not.
+    pub max_clients: usize,
+    /// Clients at once that have not logged in yet.
+    pub max_logins: usize,
+    /// Bytes of one frontend message after login.
+    pub max_message_bytes: usize,
+    /// Bytes of one statement that are analysed; longer text is unknown.
+    pub max_statement_bytes: usize,
+    /// Bytes of plan cache per thread.
+    pub plan_cache_bytes: usize,
+}
+
+/// `[timeouts]`; `None` is "never". Names are pgbouncer's where it has one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Timeouts {
+    /// From accept to logged in.
+    pub client_login: Duration,
+    /// A client outside a transaction says nothing.
+    pub client_idle: Option<Duration>,
+    /// A client inside a transaction says nothing.
+    pub idle_transaction: Option<Duration>,
+    /// From the first statement of a transaction to its end.
+    pub transaction: Option<Duration>,
+    /// A statement runs on the server.
+    pub query: Option<Duration>,
+    /// A client waits for a server connection.
+    pub query_wait: Option<Duration>,
+    /// TCP connect, TLS and login at a backend.
+    pub server_connect: Duration,
+    /// Wait between attempts at a backend that refused.
+    pub server_login_retry: Duration,
+    /// An unused server connection is closed.
+    pub server_idle: Option<Duration>,
+    /// A server connection this old is closed when unused.
+    pub server_lifetime: Option<Duration>,
+    /// A cancel request waits for the backend to close its connection.
+    pub cancel_wait: Duration,
+    /// From SIGTERM to the end of the last client.
+    pub drain: Duration,
+    /// TCP keepalive idle time on every connection.
+    pub tcp_keepalive: Option<Duration>,
+    /// Linux `TCP_USER_TIMEOUT`.
+    pub tcp_user: Option<Duration>,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Admin {
+    /// `/metrics`, `/healthz`, `/readyz`. Needs a restart.
+    pub http: Option<SocketAddr>,
+    /// Users that may change things on the console (database `crossfade`).
+    pub admin_users: Vec<String>,
+    /// Users that may only look.
+    pub stats_users: Vec<String>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Log {
+    /// A `tracing` filter: `info`, `crossfade=debug`.
+    pub filter: String,
+    /// One JSON object a line.
+    pub json: bool,
+    /// Statement text with its literals in logs and errors; without it, fingerprints only.
+    pub literals: bool,
+}

@@ -1,0 +1,3 @@
+//! The application's socket: accept, TLS, authentication.
+
+pub mod startup;

@@ -1,0 +1,3 @@
+//! The `crossfade` command: arguments, logging, runtime, exit code.
+
+fn main() {}

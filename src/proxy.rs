@@ -1,0 +1,1 @@
+//! Drives one client connection through the flow.

@@ -1,0 +1,3 @@
+//! Where evidence goes.
+
+pub mod metrics;

@@ -1,0 +1,3 @@
+//! Chooses who runs a statement, and why. Pure: the caller draws the ticket.
+
+pub mod policy;

@@ -1,0 +1,1 @@
+//! Protocol state of one connection. Pure.
