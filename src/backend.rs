@@ -1,3 +1,6 @@
 //! The two databases: connections, pools, health.
 
+pub mod budget;
 pub mod connection;
+pub mod pool;
+pub mod server;

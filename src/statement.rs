@@ -3,6 +3,8 @@
 //! Postgres' own grammar reads the text once ([`analyze`]); later steps look at the plan and never at
 //! the text again. What is not understood is [`Kind::Unknown`] with its reason, never a guess.
 
+pub mod normalize;
+
 use std::{collections::BTreeSet, ops::Range};
 
 /// What one text does. A text may hold several statements, and several transactions.

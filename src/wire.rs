@@ -1,3 +1,6 @@
 //! Frames of the Postgres protocol: exact cuts, size limits, byte-exact relay.
 
+pub mod conn;
+pub mod frame;
+pub mod oids;
 pub mod stream;

@@ -1,0 +1,102 @@
+//! How many server connections there may be, over all data threads.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+
+use crate::Side;
+
+/// Counts per backend, and per backend and user.
+#[derive(Debug, Default)]
+pub struct Budgets {
+    sides: [Arc<AtomicUsize>; 2],
+    users: Mutex<HashMap<(Side, String), Arc<Share>>>,
+}
+
+/// The connections of one user on one backend.
+#[derive(Debug, Default)]
+pub struct Share {
+    used: AtomicUsize,
+    side: Arc<AtomicUsize>,
+    /// Clients of any thread that wait for room.
+    pub wanted: AtomicUsize,
+    /// Told when room was made.
+    pub room: Notify,
+}
+
+impl Budgets {
+    /// The share of one user on one backend.
+    pub fn share(&self, side: Side, user: &str) -> Arc<Share> {
+        let mut users = self.users.lock().expect("no panic while the lock is held");
+        let new = || Share { side: Arc::clone(&self.sides[side.index()]), ..Share::default() };
+        Arc::clone(users.entry((side, user.to_owned())).or_insert_with(|| Arc::new(new())))
+    }
+
+    /// Server connections of one backend.
+    pub fn used(&self, side: Side) -> usize {
+        self.sides[side.index()].load(Ordering::Relaxed)
+    }
+}
+
+impl Share {
+    /// Room for one more connection below both limits, if there is any.
+    pub fn take(self: &Arc<Self>, user_limit: usize, side_limit: usize) -> Option<Permit> {
+        if !raise(&self.used, user_limit) {
+            return None;
+        }
+        if !raise(&self.side, side_limit) {
+            self.used.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Permit(Arc::clone(self)))
+    }
+
+    /// Connections in use or idle.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+fn raise(count: &AtomicUsize, limit: usize) -> bool {
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1)).is_ok()
+}
+
+/// The right to one connection; given back when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<Share>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::Relaxed);
+        self.0.side.fetch_sub(1, Ordering::Relaxed);
+        self.0.room.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_hold_and_room_comes_back() {
+        let budgets = Budgets::default();
+        let a = budgets.share(Side::Source, "a");
+        let b = budgets.share(Side::Source, "b");
+        let first = a.take(1, 2).expect("room");
+        assert!(a.take(1, 2).is_none());
+        let second = b.take(5, 2).expect("room");
+        assert!(b.take(5, 2).is_none());
+        assert_eq!(budgets.used(Side::Source), 2);
+        drop(first);
+        assert!(a.take(1, 2).is_some());
+        drop(second);
+        assert_eq!(budgets.used(Side::Source), 0);
+        assert_eq!(budgets.used(Side::Target), 0);
+    }
+}

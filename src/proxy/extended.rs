@@ -1,0 +1,375 @@
+//! The extended protocol: what a batch does ([`Client::survey`]) and how it is sent ([`Client::translate`]).
+
+use std::{collections::VecDeque, rc::Rc};
+
+use bytes::BytesMut;
+
+use super::{
+    client::{Client, End, Statement},
+    plans::Entry,
+    relay::{Awaited, Flight},
+};
+use crate::{
+    Side,
+    backend::server::Server,
+    session::{
+        pipeline::Expect,
+        prepared::{self, Naming, Prepared},
+    },
+    statement::{Kind, Plan},
+    wire::{
+        conn::shift,
+        frame::{self, Fields, Frontend, HEADER, Malformed},
+        oids,
+    },
+};
+
+/// What a unit does, found before anything of it is sent.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// Statements of its Parse messages, in order.
+    pub(super) parsed: VecDeque<Rc<Statement>>,
+    /// What it executes (Bind, Query).
+    pub(super) executed: Vec<Rc<Entry>>,
+    /// What it only prepares or describes.
+    pub(super) named: Vec<Rc<Entry>>,
+    /// It binds a portal with a name: the transaction cannot move away from it.
+    pub(super) named_portal: bool,
+    /// Text of the one statement it executes, when it has no parameters.
+    pub(super) text: Option<String>,
+}
+
+/// What becomes of one client message.
+enum Translation {
+    /// Sent as it is.
+    Keep,
+    /// Sent as what was written to the scratch buffer (which may hold messages of ours as well); empty: not sent.
+    Replace,
+}
+
+impl Client {
+    /// Reads the first `length` bytes of the input: whole extended messages.
+    pub(super) fn survey(&mut self, length: usize) -> Result<Survey, End> {
+        let mut survey = Survey::default();
+        let input = std::mem::take(&mut self.conn.input);
+        let result = self.survey_frames(&input[..length], &mut survey);
+        self.conn.input = input;
+        result.map(|()| survey)
+    }
+
+    fn survey_frames(&mut self, mut frames: &[u8], survey: &mut Survey) -> Result<(), End> {
+        let mut names: Vec<(&[u8], Rc<Statement>)> = Vec::new();
+        while let Some((tag, length)) = frame::header(frames)? {
+            let (this, rest) = frames.split_at(length);
+            frames = rest;
+            let mut fields = Fields(&this[HEADER..]);
+            let find = |name: &[u8], names: &[(&[u8], Rc<Statement>)]| {
+                let new = names.iter().rev().find(|(n, _)| *n == name).map(|(_, s)| Rc::clone(s));
+                new.or_else(|| self.registry.get(name).cloned())
+            };
+            match Frontend::from_tag(tag) {
+                Some(Frontend::Parse) => {
+                    let Ok((name, sql, types)) = parse_fields(fields) else { continue };
+                    let statement = self.prepare(name, sql, types);
+                    survey.named.push(Rc::clone(&statement.plan));
+                    survey.parsed.push_back(Rc::clone(&statement));
+                    names.push((name, statement));
+                }
+                Some(Frontend::Bind) => {
+                    let (Ok(portal), Ok(name)) = (fields.cstr(), fields.cstr()) else { continue };
+                    survey.named_portal |= !portal.is_empty();
+                    if let Some(statement) = find(name, &names) {
+                        let first = survey.executed.is_empty();
+                        survey.text = (first && fields.0.starts_with(&[0, 0, 0, 0]))
+                            .then(|| String::from_utf8_lossy(&statement.sql).into_owned());
+                        survey.executed.push(self.resolve(&statement.plan));
+                    }
+                }
+                Some(Frontend::Describe) => {
+                    let (Ok(b'S'), Ok(name)) = (fields.byte(), fields.cstr()) else { continue };
+                    survey.named.extend(find(name, &names).map(|s| Rc::clone(&s.plan)));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What an SQL-level EXECUTE does is what the statement it names does.
+    pub(super) fn resolve(&self, entry: &Rc<Entry>) -> Rc<Entry> {
+        if let [only] = &entry.plan.statements[..]
+            && let Kind::Execute { name } = &only.kind
+            && let Some(statement) = self.registry.get(name.as_bytes())
+        {
+            return match &statement.plan.plan.statements[..] {
+                [inner] if matches!(inner.kind, Kind::Execute { .. }) => Rc::clone(entry),
+                _ => Rc::clone(&statement.plan),
+            };
+        }
+        Rc::clone(entry)
+    }
+
+    /// The statement that a Parse makes.
+    fn prepare(&self, name: &[u8], sql: &[u8], types: &[u8]) -> Rc<Statement> {
+        let plan = self.shard.plan(sql, &self.context, &self.current);
+        if self.naming() == Naming::Content && !name.is_empty() {
+            return self.shard.intern(sql, types, || plan);
+        }
+        Rc::new(Prepared {
+            number: self.shard.next_statement(),
+            sql: sql.into(),
+            types: types.into(),
+            name_span: None,
+            plan,
+        })
+    }
+
+    /// The statement that an SQL-level PREPARE makes. `text` is the whole of it.
+    pub(super) fn prepare_sql(&self, text: &[u8], inner: &crate::statement::Statement) -> Option<Rc<Statement>> {
+        let span = prepared::name_span(text)?;
+        let plan = Plan { statements: vec![inner.clone()], literal_dependent: true, fingerprint: 0 };
+        Some(Rc::new(Prepared {
+            number: self.shard.next_statement(),
+            sql: text.into(),
+            types: Box::default(),
+            name_span: Some(span),
+            plan: Entry::of(plan),
+        }))
+    }
+
+    /// Moves the first `length` bytes of the input, whole extended messages, to the server.
+    pub(super) fn translate(
+        &mut self,
+        mut length: usize,
+        mut survey: Survey,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<(), End> {
+        let shard = Rc::clone(&self.shard);
+        let mut at = 0;
+        let mut scratch = BytesMut::new();
+        while at < length {
+            let Some((tag, size)) = frame::header(&self.conn.input[at..])? else { break };
+            let input = std::mem::take(&mut self.conn.input);
+            let body = &input[at + HEADER..at + size];
+            let translation = self.translate_one(tag, body, &mut survey, server, &mut scratch);
+            self.conn.input = input;
+            match translation {
+                Translation::Keep => at += size,
+                Translation::Replace => {
+                    shift(&mut self.conn.input, at, &mut server.conn.output, &shard.buffers);
+                    server.conn.output.extend_from_slice(&scratch);
+                    scratch.clear();
+                    self.conn.consume(size, &shard.buffers);
+                    length -= at + size;
+                    at = 0;
+                }
+            }
+        }
+        shift(&mut self.conn.input, at, &mut server.conn.output, &shard.buffers);
+        for entry in &survey.executed {
+            self.await_tags(&entry.plan, None, flight);
+        }
+        Ok(())
+    }
+
+    fn translate_one(
+        &mut self,
+        tag: u8,
+        body: &[u8],
+        survey: &mut Survey,
+        server: &mut Server,
+        out: &mut BytesMut,
+    ) -> Translation {
+        let mut fields = Fields(body);
+        // What cannot be read is sent as it is: the server refuses it in its own words.
+        match Frontend::from_tag(tag) {
+            Some(Frontend::Parse) => match parse_fields(fields) {
+                Ok((name, sql, types)) => match survey.parsed.pop_front() {
+                    Some(statement) => self.send_parse(name, (sql, types), statement, server, out),
+                    None => self.keep(Expect::Parse),
+                },
+                Err(_) => {
+                    self.registry.touch();
+                    server.known.touch(b"");
+                    self.keep(Expect::Parse)
+                }
+            },
+            Some(Frontend::Bind) => {
+                let renamed = match (fields.cstr(), fields.cstr()) {
+                    (Ok(portal), Ok(name)) => self.ensure(name, server, out).map(|new| (portal, new)),
+                    _ => None,
+                };
+                self.pipeline.sent(Expect::Bind);
+                let Some((portal, name)) = renamed else { return finish(out, tag, body) };
+                frame::put(out, b'B', |b| {
+                    for text in [portal, &name] {
+                        b.extend_from_slice(text);
+                        b.extend_from_slice(&[0]);
+                    }
+                    b.extend_from_slice(fields.0);
+                });
+                Translation::Replace
+            }
+            Some(Frontend::Describe) => {
+                let renamed = match (fields.byte(), fields.cstr()) {
+                    (Ok(b'S'), Ok(name)) => self.ensure(name, server, out),
+                    _ => None,
+                };
+                self.pipeline.sent(Expect::Describe);
+                let Some(name) = renamed else { return finish(out, tag, body) };
+                frame::put(out, b'D', |b| {
+                    b.extend_from_slice(b"S");
+                    b.extend_from_slice(&name);
+                    b.extend_from_slice(&[0]);
+                });
+                Translation::Replace
+            }
+            Some(Frontend::Close) => match (fields.byte(), fields.cstr()) {
+                (Ok(b'S'), Ok(name)) => self.send_close(name, server),
+                _ => self.keep(Expect::ClosePortal),
+            },
+            Some(Frontend::Execute) => self.keep(Expect::Execute),
+            Some(Frontend::Sync) => self.keep(Expect::Sync),
+            _ => Translation::Keep,
+        }
+    }
+
+    fn keep(&mut self, expect: Expect) -> Translation {
+        self.pipeline.sent(expect);
+        Translation::Keep
+    }
+
+    fn send_parse(
+        &mut self,
+        name: &[u8],
+        (sql, types): (&[u8], &[u8]),
+        statement: Rc<Statement>,
+        server: &mut Server,
+        out: &mut BytesMut,
+    ) -> Translation {
+        let naming = self.naming();
+        let map = &self.current.catalog.type_source_to_target;
+        let mapped = server.side == Side::Target && types.len() > 2 && !map.is_empty();
+        let taken = !name.is_empty() && self.registry.get(name).is_some();
+        let on_server = if taken {
+            // Refused by the server, in its own words: the name is in use there, or is made so.
+            self.ensure(name, server, out).unwrap_or_else(|| name.to_vec())
+        } else {
+            statement.server_name(name, naming).into_owned()
+        };
+        if !taken && naming == Naming::Content && server.known.get(&on_server) == Some(statement.number) {
+            self.registry.set(name, Some(statement));
+            self.pipeline.sent(Expect::OwnParseComplete);
+            return Translation::Replace;
+        }
+        if taken {
+            server.known.touch(&on_server);
+            self.registry.touch();
+        } else {
+            self.make_room(server, out);
+            server.known.set(&on_server, Some(statement.number));
+            self.registry.set(name, Some(statement));
+        }
+        self.pipeline.sent(Expect::Parse);
+        if out.is_empty() && on_server == name && !mapped {
+            return Translation::Keep;
+        }
+        let mut types = types.to_vec();
+        if mapped {
+            oids::list(&mut types, &self.current.catalog.type_source_to_target);
+        }
+        frame::put_parse(out, &on_server, sql, &types);
+        Translation::Replace
+    }
+
+    fn send_close(&mut self, name: &[u8], server: &mut Server) -> Translation {
+        let known = self.registry.get(name).is_some();
+        self.registry.set(name, None);
+        if self.naming() == Naming::Content && !name.is_empty() && known {
+            self.pipeline.sent(Expect::OwnCloseComplete);
+            return Translation::Replace; // others may use it: it stays on the server
+        }
+        server.known.set(name, None);
+        self.keep(Expect::Close)
+    }
+
+    /// Makes sure that the server knows what the client means by `name`; messages for that are written to `out`.
+    /// The name it has there, when that is another.
+    pub(super) fn ensure(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Vec<u8>> {
+        let statement = Rc::clone(self.registry.get(name)?);
+        let on_server = statement.server_name(name, self.naming());
+        match server.known.get(&on_server) {
+            Some(number) if number == statement.number => {}
+            other => {
+                if other.is_some() && !on_server.is_empty() {
+                    frame::put_close_statement(out, &on_server);
+                    server.known.set(&on_server, None);
+                    self.pipeline.sent(Expect::HiddenClose);
+                }
+                self.make_room(server, out);
+                self.put_statement(&statement, &on_server, server, out);
+            }
+        }
+        (on_server != name).then(|| on_server.into_owned())
+    }
+
+    fn put_statement(&mut self, statement: &Statement, name: &[u8], server: &mut Server, out: &mut BytesMut) {
+        let map = &self.current.catalog.type_source_to_target;
+        if server.side == Side::Target && statement.types.len() > 2 && !map.is_empty() {
+            let mut types = statement.types.clone();
+            oids::list(&mut types, map);
+            server.known.set(name, Some(statement.number));
+            self.pipeline.sent(Expect::HiddenParse);
+            frame::put_parse(out, name, &statement.sql, &types);
+        } else {
+            statement.put(name, out, &mut server.known, &mut self.pipeline);
+        }
+    }
+
+    fn make_room(&mut self, server: &mut Server, out: &mut BytesMut) {
+        if self.naming() == Naming::Client {
+            return; // the application's own names: its own affair
+        }
+        if let Some(name) = server.known.surplus(self.current.config.pool.max_prepared_statements) {
+            frame::put_close_statement(out, &name);
+            server.known.set(&name, None);
+            self.pipeline.sent(Expect::HiddenClose);
+        }
+    }
+
+    /// Notes which command tags will change names or settings. `text` is that of a lone simple query.
+    pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
+        for statement in &plan.statements {
+            let awaited = match &statement.kind {
+                Kind::Prepare { name, inner } => {
+                    let text = if plan.statements.len() == 1 { text } else { None };
+                    match text.and_then(|t| self.prepare_sql(t, inner)) {
+                        Some(statement) => Awaited::Prepare { name: name.as_bytes().into(), statement },
+                        None => continue,
+                    }
+                }
+                Kind::Deallocate { name: Some(name) } => Awaited::Deallocate { name: name.as_bytes().into() },
+                Kind::Deallocate { name: None } => Awaited::DeallocateAll,
+                Kind::Session if statement.effects.contains(&crate::statement::Effect::DiscardAll) => {
+                    Awaited::DiscardAll
+                }
+                _ => continue,
+            };
+            flight.awaited.push_back(awaited);
+        }
+    }
+}
+
+fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {
+    if out.is_empty() {
+        return Translation::Keep;
+    }
+    frame::put(out, tag, |b| b.extend_from_slice(body));
+    Translation::Replace
+}
+
+/// Name, text and raw types of a Parse body.
+fn parse_fields(mut fields: Fields<'_>) -> Result<(&[u8], &[u8], &[u8]), Malformed> {
+    Ok((fields.cstr()?, fields.cstr()?, fields.0))
+}

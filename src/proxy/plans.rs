@@ -1,0 +1,180 @@
+//! Plans by text, per data thread: exact text first, then the text with its literals stripped.
+
+use std::{cell::RefCell, hash::BuildHasher, rc::Rc};
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use crate::{
+    catalog::Catalog,
+    route::{Footprint, policy::Policy},
+    statement::{self, Plan, normalize::normalize},
+};
+
+/// A plan, and what it means under the policy that was asked about last.
+#[derive(Debug)]
+pub struct Entry {
+    /// What the text does.
+    pub plan: Plan,
+    memo: RefCell<Option<(u64, Rc<Footprint>)>>,
+}
+
+impl Entry {
+    fn new(plan: Plan) -> Rc<Self> {
+        Rc::new(Self { plan, memo: RefCell::default() })
+    }
+
+    /// What the plan means under `policy`.
+    pub fn footprint(&self, policy: &Policy) -> Rc<Footprint> {
+        if let Some((generation, footprint)) = &*self.memo.borrow()
+            && *generation == policy.generation
+        {
+            return Rc::clone(footprint);
+        }
+        let footprint = Rc::new(Footprint::of(&self.plan, policy));
+        *self.memo.borrow_mut() = Some((policy.generation, Rc::clone(&footprint)));
+        footprint
+    }
+}
+
+/// What unqualified names mean to a session. Interned: equal contexts have equal numbers.
+#[derive(Debug, Eq, PartialEq)]
+pub struct SearchContext {
+    /// Part of the key of a plan.
+    pub number: u32,
+    /// See [`statement::Context`].
+    pub search_path: Option<Vec<String>>,
+    /// See [`statement::Context`].
+    pub standard_conforming_strings: bool,
+}
+
+/// The cache of one data thread, bounded in bytes.
+#[derive(Default)]
+pub struct Plans {
+    exact: Layer,
+    shapes: Layer,
+    scratch: Vec<u8>,
+    hasher: DefaultHashBuilder,
+    contexts: Vec<Rc<SearchContext>>,
+    next_context: u32,
+    generation: u64,
+    /// Lookups that found a plan, and those that had to read the text.
+    pub hits: u64,
+    /// See `hits`.
+    pub misses: u64,
+}
+
+/// Limits of the cache and of the analysis.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanLimits {
+    /// Bytes of both layers together.
+    pub cache_bytes: usize,
+    /// Longer text is not analysed.
+    pub statement_bytes: usize,
+}
+
+impl Plans {
+    /// The context with these properties.
+    pub fn context(&mut self, search_path: Option<Vec<String>>, standard_conforming_strings: bool) -> Rc<SearchContext> {
+        let same = |c: &&Rc<SearchContext>| {
+            c.search_path == search_path && c.standard_conforming_strings == standard_conforming_strings
+        };
+        if let Some(found) = self.contexts.iter().find(same) {
+            return Rc::clone(found);
+        }
+        if self.contexts.len() >= MAX_CONTEXTS {
+            self.contexts.clear();
+        }
+        self.next_context += 1;
+        let new = Rc::new(SearchContext { number: self.next_context, search_path, standard_conforming_strings });
+        self.contexts.push(Rc::clone(&new));
+        new
+    }
+
+    /// The plan of `sql` for a session with this context.
+    pub fn get(&mut self, sql: &[u8], context: &SearchContext, catalog: &Catalog, limits: PlanLimits) -> Rc<Entry> {
+        if self.generation != catalog.generation {
+            self.exact = Layer::default();
+            self.shapes = Layer::default();
+            self.generation = catalog.generation;
+        }
+        let hash = self.hasher.hash_one((context.number, sql));
+        if let Some(found) = self.exact.get(hash, context.number, sql) {
+            self.hits += 1;
+            return found;
+        }
+        let short = sql.len() <= limits.statement_bytes;
+        let shaped = short && normalize(sql, context.standard_conforming_strings, &mut self.scratch);
+        let shape_hash = self.hasher.hash_one((context.number, &self.scratch[..]));
+        if shaped && let Some(found) = self.shapes.get(shape_hash, context.number, &self.scratch) {
+            self.hits += 1;
+            return found;
+        }
+        self.misses += 1;
+        let entry = Entry::new(statement::analyze(
+            sql,
+            &statement::Context {
+                catalog,
+                search_path: context.search_path.as_deref(),
+                standard_conforming_strings: context.standard_conforming_strings,
+                max_bytes: limits.statement_bytes,
+            },
+        ));
+        let half = limits.cache_bytes / 4;
+        let understood = !entry.plan.statements.iter().any(|s| matches!(s.kind, statement::Kind::Unknown(_)));
+        if shaped && !entry.plan.literal_dependent && understood && self.scratch != sql {
+            self.shapes.insert(shape_hash, context.number, &self.scratch, &entry, half, &self.hasher);
+        } else if short {
+            self.exact.insert(hash, context.number, sql, &entry, half, &self.hasher);
+        }
+        entry
+    }
+
+    /// Entries and bytes, for metrics.
+    pub fn size(&self) -> (usize, usize) {
+        let layers = [&self.exact, &self.shapes];
+        (
+            layers.iter().map(|l| l.young.len() + l.old.len()).sum(),
+            layers.iter().map(|l| l.young_bytes + l.old_bytes).sum(),
+        )
+    }
+}
+
+type Table = HashTable<(u32, Box<[u8]>, Rc<Entry>)>;
+
+/// Two generations: when the young one is full it becomes the old one, and the old one is forgotten.
+#[derive(Default)]
+struct Layer {
+    young: Table,
+    old: Table,
+    young_bytes: usize,
+    old_bytes: usize,
+}
+
+impl Layer {
+    fn get(&mut self, hash: u64, context: u32, key: &[u8]) -> Option<Rc<Entry>> {
+        let same = |(c, k, _): &(u32, Box<[u8]>, Rc<Entry>)| *c == context && **k == *key;
+        self.young.find(hash, same).or_else(|| self.old.find(hash, same)).map(|(_, _, e)| Rc::clone(e))
+    }
+
+    fn insert(
+        &mut self,
+        hash: u64,
+        context: u32,
+        key: &[u8],
+        entry: &Rc<Entry>,
+        limit: usize,
+        hasher: &DefaultHashBuilder,
+    ) {
+        if self.young_bytes + key.len() + ENTRY > limit {
+            self.old = std::mem::take(&mut self.young);
+            self.old_bytes = std::mem::take(&mut self.young_bytes);
+        }
+        self.young_bytes += key.len() + ENTRY;
+        self.young
+            .insert_unique(hash, (context, key.into(), Rc::clone(entry)), |(c, k, _)| hasher.hash_one((*c, &**k)));
+    }
+}
+
+const MAX_CONTEXTS: usize = 1024;
+/// What an entry weighs beside its text: the plan's sets of names.
+const ENTRY: usize = 512;

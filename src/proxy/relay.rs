@@ -1,0 +1,413 @@
+//! One exchange: what was sent to a server, its answers to the client, and the client's COPY data and
+//! later messages of an open batch to the server. Rows are passed on without being read.
+
+use std::{
+    collections::VecDeque,
+    io,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use super::{
+    client::{Client, End, last_words},
+    shared::Signal,
+};
+use crate::{
+    Side,
+    backend::server::Server,
+    catalog::Catalog,
+    error::ClientError,
+    session::{
+        pipeline::{Expect, Reaction},
+        transaction::Status,
+    },
+    wire::{
+        conn::shift,
+        frame::{self, Backend, Frontend, HEADER},
+        oids,
+    },
+};
+
+/// What one exchange has seen so far.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    /// Bytes of the server's current frame that are passed on unread.
+    passing: usize,
+    /// Bytes of the client's current CopyData that are passed on unread.
+    feeding: usize,
+    /// Something of the answer is on its way to the client.
+    pub(super) answered: bool,
+    /// SQLSTATE of the last error.
+    pub(super) sqlstate: Option<[u8; 5]>,
+    /// The server said FATAL.
+    pub(super) fatal: bool,
+    /// Nothing of a failed answer may reach the client: the unit is run elsewhere then.
+    pub(super) retryable: bool,
+    /// SQL-level PREPARE, DEALLOCATE and DISCARD whose command tags are awaited.
+    pub(super) awaited: VecDeque<Awaited>,
+    /// The tag of the last CommandComplete was `ROLLBACK`.
+    pub(super) rolled_back: bool,
+}
+
+/// What is done to names and settings once the server says that the statement was carried out.
+#[derive(Debug)]
+pub(super) enum Awaited {
+    /// Tag `PREPARE`.
+    Prepare { name: Box<[u8]>, statement: Rc<super::client::Statement> },
+    /// Tag `DEALLOCATE`.
+    Deallocate { name: Box<[u8]> },
+    /// Tag `DEALLOCATE ALL`.
+    DeallocateAll,
+    /// Tag `DISCARD ALL`.
+    DiscardAll,
+}
+
+/// Why an exchange did not come to its end.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The client's side.
+    Client(End),
+    /// The server closed the connection or broke the protocol; the text names the cause.
+    Server(String),
+}
+
+impl Client {
+    /// Drives the exchange until nothing is outstanding.
+    pub(super) fn poll_exchange(
+        &mut self,
+        cx: &mut Context<'_>,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Poll<Result<(), Broken>> {
+        let shard = Rc::clone(&self.shard);
+        let buffers = &shard.buffers;
+        if let Some(signal) = self.shared.listen(cx) {
+            self.interrupted(signal)?;
+        }
+        self.own_answers(server, 0);
+        loop {
+            let mut write_error = None;
+            if let Poll::Ready(Err(e)) = server.conn.poll_flush(cx, buffers) {
+                // The server may have said why before it closed.
+                server.conn.output.clear();
+                write_error = Some(e);
+            }
+            if let Poll::Ready(Err(e)) = self.conn.poll_flush(cx, buffers) {
+                return Poll::Ready(Err(Broken::Client(End::Io(e))));
+            }
+            let mut progress = false;
+            // Only what the client takes is read: a slow reader holds back the server, not our memory.
+            if self.conn.output.is_empty() {
+                match server.conn.poll_fill(cx, buffers) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.server_ended(None))),
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(self.server_ended(Some(&e)))),
+                    Poll::Ready(Ok(_)) => {
+                        self.scan(server, flight)?;
+                        if self.pipeline.is_idle() {
+                            return Poll::Ready(Ok(()));
+                        }
+                        progress = true;
+                    }
+                    Poll::Pending => {
+                        if let Some(e) = write_error {
+                            return Poll::Ready(Err(self.server_ended(Some(&e))));
+                        }
+                    }
+                }
+            }
+            progress |= self.poll_client(cx, server, flight)?;
+            if self.pipeline.is_idle() && server.conn.output.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn server_ended(&self, error: Option<&io::Error>) -> Broken {
+        Broken::Server(error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string))
+    }
+
+    fn interrupted(&mut self, signal: Signal) -> Result<(), Broken> {
+        match signal {
+            Signal::Drain | Signal::Cancel | Signal::ClientIdle | Signal::IdleTransaction | Signal::QueryWait => {
+                if signal != Signal::Drain {
+                    self.shared.clear_signal();
+                }
+                Ok(())
+            }
+            Signal::Query => {
+                self.shared.clear_signal();
+                if let Some(running) = self.shared.running.borrow().clone() {
+                    self.shard.send_cancel(running);
+                }
+                Ok(())
+            }
+            Signal::Kill | Signal::Stop | Signal::Transaction => {
+                Err(Broken::Client(End::Error(last_words(signal))))
+            }
+        }
+    }
+
+    /// Reads from the client: messages of an open batch and COPY data are sent on, anything else waits; its end is noticed.
+    fn poll_client(
+        &mut self,
+        cx: &mut Context<'_>,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<bool, Broken> {
+        let shard = Rc::clone(&self.shard);
+        let wanted = self.pipeline.is_open() || self.pipeline.copies_in();
+        if wanted && !server.conn.output.is_empty() {
+            return Ok(false); // the server does not take what it was sent: no more for now
+        }
+        if wanted && !self.conn.input.is_empty() {
+            self.feed(server, flight).map_err(Broken::Client)?;
+            if !server.conn.output.is_empty() {
+                return Ok(true);
+            }
+        }
+        if !wanted && self.conn.input.len() >= MAX_AHEAD {
+            return Ok(false);
+        }
+        match self.conn.poll_fill(cx, &shard.buffers) {
+            Poll::Ready(Ok(0)) => Err(Broken::Client(End::Gone)),
+            Poll::Ready(Ok(_)) => Ok(true),
+            Poll::Ready(Err(e)) => Err(Broken::Client(End::Io(e))),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// Passes on what the server said, frame by frame; rows and COPY data by their headers alone.
+    fn scan(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), Broken> {
+        let shard = Rc::clone(&self.shard);
+        let mut at = 0;
+        loop {
+            let input = &server.conn.input;
+            if flight.passing > 0 {
+                let n = flight.passing.min(input.len() - at);
+                flight.passing -= n;
+                at += n;
+                if flight.passing > 0 {
+                    break;
+                }
+                continue;
+            }
+            let protocol = |what: &str| Broken::Server(format!("it broke the protocol: {what}"));
+            let Some((tag, length)) = frame::header(&input[at..]).map_err(|e| protocol(e.0))? else { break };
+            let message = Backend::from_tag(tag).ok_or_else(|| protocol(&format!("message type {tag}")))?;
+            if message == Backend::Relayed {
+                flight.passing = length;
+                continue;
+            }
+            if length > MAX_CONTROL {
+                return Err(protocol("a control message of more than 64 MiB"));
+            }
+            if input.len() - at < length {
+                break;
+            }
+            self.look(message, at..at + length, server, flight)?;
+            let mut lost = Vec::new();
+            match self.pipeline.answered(message, &mut lost) {
+                Reaction::Forward => at += length,
+                Reaction::Swallow => {
+                    shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
+                    server.conn.consume(length, &shard.buffers);
+                    at = 0;
+                }
+            }
+            if !lost.is_empty() {
+                self.undo(&lost, server);
+            }
+            at = self.own_answers(server, at);
+        }
+        flight.answered |= at > 0;
+        shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
+        Ok(())
+    }
+
+    /// Looks at a whole frame at `range` of the server's input before it is passed on.
+    fn look(
+        &mut self,
+        message: Backend,
+        range: std::ops::Range<usize>,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<(), Broken> {
+        let side = server.side;
+        let body = &mut server.conn.input[range.start + HEADER..range.end];
+        match message {
+            Backend::Ready => {
+                let status = body.first().and_then(|&b| Status::from_byte(b));
+                let status = status.ok_or_else(|| Broken::Server("an unknown transaction status".to_owned()))?;
+                server.status = status;
+                self.txn.status = status;
+            }
+            Backend::Error => {
+                flight.sqlstate = frame::error_field(body, b'C').and_then(|c| c.try_into().ok());
+                let severity = frame::error_field(body, b'V').or_else(|| frame::error_field(body, b'S'));
+                flight.fatal = severity.is_some_and(|s| s == b"FATAL" || s == b"PANIC");
+                if flight.fatal && flight.retryable && !flight.answered {
+                    return Err(Broken::Server(crate::backend::server::error_text(&server.conn.input[range])));
+                }
+                if !self.keeps_servers() {
+                    self.name_in_error(range, server);
+                }
+            }
+            Backend::CommandComplete => {
+                flight.rolled_back = body == b"ROLLBACK\0";
+                if !flight.awaited.is_empty() {
+                    let tag = body.to_vec();
+                    self.carried_out(&tag, server, flight);
+                }
+            }
+            Backend::ParameterStatus => {
+                let frame = range.start;
+                server.note_parameter_at(frame, range.len());
+            }
+            Backend::RowDescription if side == Side::Target => {
+                let Catalog { type_target_to_source, class_target_to_source, .. } = &*self.current.catalog;
+                oids::row_description(body, type_target_to_source, class_target_to_source);
+            }
+            Backend::ParameterDescription if side == Side::Target => {
+                oids::list(body, &self.current.catalog.type_target_to_source);
+            }
+            Backend::RowDescription
+            | Backend::ParameterDescription
+            | Backend::BindComplete
+            | Backend::CloseComplete
+            | Backend::CopyInResponse
+            | Backend::Relayed
+            | Backend::EmptyQuery
+            | Backend::NoData
+            | Backend::Notice
+            | Backend::ParseComplete
+            | Backend::PortalSuspended => {}
+        }
+        if message == Backend::PortalSuspended {
+            self.txn.fixed = true;
+        }
+        Ok(())
+    }
+
+    /// An SQL-level PREPARE, DEALLOCATE or DISCARD was carried out.
+    fn carried_out(&mut self, tag: &[u8], server: &mut Server, flight: &mut Flight) {
+        let due = match flight.awaited.front() {
+            Some(Awaited::Prepare { .. }) => tag == b"PREPARE\0",
+            Some(Awaited::Deallocate { .. }) => tag == b"DEALLOCATE\0",
+            Some(Awaited::DeallocateAll) => tag == b"DEALLOCATE ALL\0",
+            Some(Awaited::DiscardAll) => tag == b"DISCARD ALL\0",
+            None => false,
+        };
+        if !due {
+            return;
+        }
+        let naming = self.naming();
+        match flight.awaited.pop_front() {
+            Some(Awaited::Prepare { name, statement }) => {
+                let on_server = statement.server_name(&name, naming);
+                server.known.set(&on_server, Some(statement.number));
+                self.registry.set(&name, Some(statement));
+            }
+            Some(Awaited::Deallocate { name }) => {
+                if let Some(statement) = self.registry.get(&name) {
+                    server.known.remove(&statement.server_name(&name, naming));
+                }
+                self.registry.set(&name, None);
+            }
+            Some(Awaited::DeallocateAll) => {
+                self.registry.clear();
+                server.known.clear();
+            }
+            Some(Awaited::DiscardAll) => {
+                self.registry.clear();
+                server.forget();
+                self.discarded();
+            }
+            None => {}
+        }
+        self.registry.settle();
+        server.known.settle();
+    }
+
+    /// Answers of our own whose turn has come; what stands before them (`at` bytes) goes first. The rest of `at`.
+    fn own_answers(&mut self, server: &mut Server, mut at: usize) -> usize {
+        while let Some(answer) = self.pipeline.own_answer() {
+            shift(&mut server.conn.input, at, &mut self.conn.output, &self.shard.buffers);
+            at = 0;
+            self.conn.output.extend_from_slice(answer);
+        }
+        at
+    }
+
+    /// The server skips these: names are again what they were.
+    fn undo(&mut self, lost: &[Expect], server: &mut Server) {
+        self.registry.undo(lost.iter().filter(|e| e.changes_client()).count());
+        server.known.undo(lost.iter().filter(|e| e.changes_server()).count());
+    }
+
+    /// Sends on what the client said meanwhile.
+    fn feed(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
+        let shard = Rc::clone(&self.shard);
+        loop {
+            if flight.feeding > 0 {
+                let n = flight.feeding.min(self.conn.input.len());
+                shift(&mut self.conn.input, n, &mut server.conn.output, &shard.buffers);
+                flight.feeding -= n;
+                if flight.feeding > 0 {
+                    return Ok(());
+                }
+            }
+            if !self.pipeline.is_open() && !self.pipeline.copies_in() {
+                return Ok(());
+            }
+            let Some((tag, length)) = frame::header(&self.conn.input)? else { return Ok(()) };
+            let message = Frontend::from_tag(tag).ok_or_else(|| {
+                End::Error(ClientError::fatal("08P01", format!("invalid frontend message type {tag}")))
+            })?;
+            let copying = self.pipeline.copies_in();
+            match message {
+                Frontend::Terminate => return Err(End::Gone),
+                Frontend::CopyData => {
+                    flight.feeding = length;
+                    continue;
+                }
+                _ if self.conn.input.len() < length => {
+                    if length > self.current.config.limits.max_message_bytes {
+                        return Err(End::Error(ClientError::fatal("08P01", "message is too long")));
+                    }
+                    return Ok(());
+                }
+                Frontend::CopyDone | Frontend::CopyFail => self.pipeline.copy_ended(),
+                // A COPY reads and ignores Sync and Flush; anything else is the server's to refuse.
+                _ if copying => {}
+                Frontend::Sync => self.pipeline.sent(Expect::Sync),
+                Frontend::Query => {
+                    self.registry.drop_unnamed();
+                    server.known.remove(b"");
+                    self.pipeline.sent(Expect::Query);
+                }
+                Frontend::FunctionCall => self.pipeline.sent(Expect::Function),
+                Frontend::Flush | Frontend::Password => {}
+                Frontend::Bind | Frontend::Close | Frontend::Describe | Frontend::Execute | Frontend::Parse => {
+                    self.continue_batch(length, server, flight)?;
+                    continue;
+                }
+            }
+            shift(&mut self.conn.input, length, &mut server.conn.output, &shard.buffers);
+        }
+    }
+
+    /// One message more of an open batch: it stays where the batch is.
+    fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
+        let survey = self.survey(length)?;
+        self.stay_on(server.side, &survey)?;
+        self.translate(length, survey, server, flight)
+    }
+}
+
+/// What a client may send ahead of its turn before it is no longer read.
+const MAX_AHEAD: usize = 64 << 10;
+/// Bound of a message that is looked at as a whole.
+const MAX_CONTROL: usize = 64 << 20;

@@ -1,0 +1,757 @@
+//! One unit: where it runs, on which connection, and what it leaves behind.
+
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    task::Poll,
+    time::Instant,
+};
+
+use super::{
+    client::{Client, End, Unit, last_words},
+    extended::Survey,
+    plans::Entry,
+    relay::{Broken, Flight},
+    shared::{Activity, Running, Signal},
+};
+use crate::{
+    Side,
+    backend::{
+        pool::Refused,
+        server::{QueryError, Server},
+    },
+    error::ClientError,
+    route::{self, Decision, Footprint, Reason, TransactionState},
+    session::{pipeline::Expect, settings, transaction::Status},
+    statement::{Control, Effect, Isolation, Kind, Pin},
+    wire::{
+        conn::shift,
+        frame::{self, HEADER},
+    },
+};
+
+/// Where a unit goes.
+struct Choice {
+    side: Side,
+    reason: Reason,
+    footprint: Option<Rc<Footprint>>,
+    /// The side that answers when the chosen one cannot: for reads outside a block.
+    fallback: Option<Side>,
+}
+
+impl Client {
+    /// Runs one unit to its ReadyForQuery.
+    pub(super) async fn serve(&mut self, unit: Unit) -> Result<(), End> {
+        if self.txn.status == Status::Idle {
+            self.current = self.shard.current();
+            self.txn.ticket = self.shard.ticket();
+        }
+        let survey = match unit {
+            Unit::Simple { length, function } => self.survey_simple(length, function),
+            Unit::Extended { length: 5, complete: true } if self.conn.input[0] == b'S' => {
+                self.conn.consume(5, &self.shard.buffers);
+                frame::put_ready(&mut self.conn.output, self.txn.status.byte());
+                return Ok(());
+            }
+            Unit::Extended { length, .. } => self.survey(length)?,
+        };
+        match self.choose(&survey, unit) {
+            Ok((choice, moves)) => {
+                if moves && let Err(error) = self.move_to(choice.side).await {
+                    return self.refuse(&error, unit).await;
+                }
+                self.run_on(choice, unit, survey).await
+            }
+            Err(error) => self.refuse(&error, unit).await,
+        }
+    }
+
+    fn survey_simple(&mut self, length: usize, function: bool) -> Survey {
+        let mut survey = Survey::default();
+        let text = frame::query_text(&self.conn.input[HEADER..length]);
+        if !function && !self.home_only && let Ok(text) = text {
+            let entry = self.shard.plan(text, &self.context, &self.current);
+            if is_prologue(&entry) {
+                survey.text = Some(String::from_utf8_lossy(text).into_owned());
+            }
+            survey.executed.push(self.resolve(&entry));
+        }
+        survey
+    }
+
+    /// Chooses the side; `true` when the transaction block must move there first.
+    fn choose(&mut self, survey: &Survey, unit: Unit) -> Result<(Choice, bool), ClientError> {
+        let block = self.txn.status != Status::Idle;
+        let stay = self.txn.side.filter(|_| block).unwrap_or(Side::Source);
+        let Some(footprint) = self.footprint(survey).filter(|_| !self.home_only) else {
+            return Ok((Choice { side: stay, reason: Reason::HOME, footprint: None, fallback: None }, false));
+        };
+        let policy = &self.current.config.policy;
+        let complete = !matches!(unit, Unit::Extended { complete: false, .. });
+        let state = self.state(complete);
+        let (side, reason, moves) = match route::decide(&footprint, policy, &state, self.txn.ticket) {
+            Decision::Run(side, reason) => (side, reason, false),
+            Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),
+            Decision::Refuse(refusal) => return Err(refusal.error()),
+        };
+        self.shard.count_route(&footprint, side, reason);
+        let mut fallback = None;
+        if !block && complete && footprint.is_read() {
+            let lead = route::lead(&footprint, policy, self.txn.ticket);
+            fallback = lead.filter(|&lead| lead != side);
+        }
+        Ok((Choice { side, reason, footprint: Some(footprint), fallback }, moves))
+    }
+
+    fn footprint(&self, survey: &Survey) -> Option<Rc<Footprint>> {
+        let policy = &self.current.config.policy;
+        let entries = if survey.executed.is_empty() { &survey.named } else { &survey.executed };
+        let (first, rest) = entries.split_first()?;
+        let mut footprint = first.footprint(policy);
+        for entry in rest {
+            footprint = Rc::new(footprint.merged(&entry.footprint(policy)));
+        }
+        Some(footprint)
+    }
+
+    fn state(&self, complete: bool) -> TransactionState {
+        let sticky = self.current.config.policy.sticky;
+        let recent = !sticky.is_zero() && self.wrote_at.is_some_and(|at| at.elapsed() < sticky);
+        let default = if self.read_committed { Isolation::ReadCommitted } else { Isolation::Serializable };
+        TransactionState {
+            block: self.txn.status != Status::Idle,
+            failed: self.txn.status == Status::Failed,
+            side: self.txn.side,
+            has_read: self.txn.has_read,
+            has_written: self.txn.has_written,
+            isolation: self.txn.isolation.unwrap_or(default),
+            read_only: self.txn.read_only,
+            fixed: self.txn.fixed,
+            // What is not known to its end may still write: it begins where it could.
+            sticky: recent || !complete,
+        }
+    }
+
+    /// A message of an open batch must run where the batch runs.
+    pub(super) fn stay_on(&mut self, side: Side, survey: &Survey) -> Result<(), End> {
+        let Some(footprint) = self.footprint(survey).filter(|_| !self.home_only) else { return Ok(()) };
+        let state = TransactionState { block: true, side: Some(side), fixed: true, ..self.state(false) };
+        match route::decide(&footprint, &self.current.config.policy, &state, self.txn.ticket) {
+            Decision::Run(to, _) if to == side => Ok(()),
+            Decision::Run(..) | Decision::Move(..) => Err(ClientError::fatal(
+                "0A000",
+                format!("a pipeline that was begun on the {side} cannot continue on the {}", side.other()),
+            )
+            .hint("Send a Sync before statements of another repository.")
+            .into()),
+            Decision::Refuse(refusal) => Err(ClientError { fatal: true, ..refusal.error() }.into()),
+        }
+    }
+
+    async fn run_on(&mut self, mut choice: Choice, unit: Unit, mut survey: Survey) -> Result<(), End> {
+        let (length, kept) = match unit {
+            Unit::Simple { length, .. } | Unit::Extended { length, .. } => {
+                (length, choice.fallback.map(|_| self.conn.input[..length].to_vec()))
+            }
+        };
+        loop {
+            let began = Instant::now();
+            let mut flight = Flight { retryable: choice.fallback.is_some(), ..Flight::default() };
+            let mut server = match self.checkout(choice.side, &survey).await {
+                Ok(server) => server,
+                Err(refused) => match self.fall_back(&mut choice, &refused) {
+                    true => continue,
+                    false => return self.not_served(choice.side, refused, unit).await,
+                },
+            };
+            let broken = match self.send(unit, length, survey, &mut server, &mut flight).await {
+                Ok(sent) => {
+                    survey = sent;
+                    self.exchange(&mut server, &mut flight).await.err()
+                }
+                Err(SendError::End(end)) => return Err(end),
+                Err(SendError::Server(why)) => {
+                    survey = Survey::default();
+                    Some(Broken::Server(why))
+                }
+            };
+            match broken {
+                None => {
+                    self.observe(&choice, &flight, began);
+                    return self.finish(server, &flight, &survey, choice.footprint.as_deref()).await;
+                }
+                Some(Broken::Client(end)) => {
+                    self.running(&server);
+                    self.servers[choice.side.index()] = Some(server);
+                    return Err(end);
+                }
+                Some(Broken::Server(why)) => {
+                    drop(server);
+                    self.pipeline.reset();
+                    self.registry.undo(usize::MAX);
+                    self.shard.lost_server(choice.side, &why);
+                    let refused = Refused::Unreachable(why.as_str().into());
+                    if let Some(kept) = kept.as_ref().filter(|_| !flight.answered)
+                        && self.fall_back(&mut choice, &refused)
+                    {
+                        let rest = std::mem::take(&mut self.conn.input);
+                        self.conn.input.extend_from_slice(kept);
+                        self.conn.input.extend_from_slice(&rest);
+                        survey = match unit {
+                            Unit::Simple { length, function } => self.survey_simple(length, function),
+                            Unit::Extended { length, .. } => self.survey(length)?,
+                        };
+                        continue;
+                    }
+                    return self.server_lost(&choice, &why, &flight);
+                }
+            }
+        }
+    }
+
+    /// A read whose side does not answer is answered by the lead.
+    fn fall_back(&mut self, choice: &mut Choice, refused: &Refused) -> bool {
+        if matches!(refused, Refused::Cancelled | Refused::Timeout) {
+            return false;
+        }
+        let Some(side) = choice.fallback.take() else { return false };
+        choice.side = side;
+        choice.reason = Reason::FALLBACK;
+        if let Some(footprint) = &choice.footprint {
+            self.shard.count_route(footprint, side, Reason::FALLBACK);
+        }
+        true
+    }
+
+    async fn not_served(&mut self, side: Side, refused: Refused, unit: Unit) -> Result<(), End> {
+        let error = match refused {
+            Refused::Server(frame) => {
+                if self.servers.iter().all(Option::is_none) && self.keeps_servers() {
+                    self.conn.output.extend_from_slice(&frame);
+                    return Err(End::ServerSaid);
+                }
+                ClientError::error("08006", format!("the {side} refused the connection"))
+                    .detail(crate::backend::server::error_text(&frame))
+            }
+            Refused::Unreachable(why) => {
+                ClientError::error("08006", format!("could not open a {side} connection: {why}"))
+                    .hint(format!("Is the {side} running? crossfade connects again by itself."))
+            }
+            Refused::Timeout => ClientError { fatal: false, ..last_words(Signal::QueryWait) },
+            Refused::Cancelled => match self.ended_by_signal() {
+                Some(end) => return Err(end),
+                None => ClientError::error("57014", "canceling statement due to user request"),
+            },
+        };
+        self.refuse(&error, unit).await
+    }
+
+    fn ended_by_signal(&self) -> Option<End> {
+        let waker = std::task::Waker::noop();
+        let signal = self.shared.listen(&std::task::Context::from_waker(waker))?;
+        if signal == Signal::Cancel {
+            self.shared.clear_signal();
+            return None;
+        }
+        Some(End::Error(last_words(signal)))
+    }
+
+    /// The connection that runs this client's statements on `side`, with the client's settings.
+    async fn checkout(&mut self, side: Side, survey: &Survey) -> Result<Box<Server>, Refused> {
+        let shard = Rc::clone(&self.shard);
+        let mut server = match self.servers[side.index()].take() {
+            Some(server) => server,
+            None => {
+                self.shared.activity.set(Activity::Waiting);
+                let limits = shard.pool_limits(&self.shared.user, &self.current.config);
+                let wait = self.current.config.timeouts.query_wait;
+                let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
+                self.shared.activity.set(Activity::Active);
+                server?
+            }
+        };
+        let io = |e: QueryError| Refused::Unreachable(e.to_string().into());
+        if server.last_client != self.id() {
+            server.last_client = self.id();
+            server.info.served.set(server.info.served.get() + 1);
+            if server.tainted {
+                server.discard(&shard.buffers).await.map_err(io)?;
+            }
+        }
+        server.info.client.set(self.id());
+        if server.status == Status::Idle && !Rc::ptr_eq(&server.settings, &self.settings) {
+            self.apply_settings(&mut server).await.map_err(|e| match e {
+                QueryError::Server(frame) => Refused::Server(frame.into()),
+                QueryError::Io(_) => io(e),
+            })?;
+        }
+        let _ = survey;
+        Ok(server)
+    }
+
+    /// Gives the session on `server` this client's settings.
+    async fn apply_settings(&mut self, server: &mut Server) -> Result<(), QueryError> {
+        let shard = Rc::clone(&self.shard);
+        if !self.unread.is_empty() {
+            if server.side == Side::Source {
+                return Ok(()); // where they were set
+            }
+            if let Some(mut home) = self.servers[Side::Source.index()].take() {
+                let read = self.read_settings(&mut home).await;
+                self.servers[Side::Source.index()] = Some(home);
+                read?;
+            }
+        }
+        if let Some(sql) = settings::transition(&server.settings, &self.settings) {
+            server.query(&sql, &shard.buffers).await?;
+        }
+        server.settings = Rc::clone(&self.settings);
+        Ok(())
+    }
+
+    /// Reads the values of the settings that were changed from the server that has them.
+    async fn read_settings(&mut self, server: &mut Server) -> Result<(), QueryError> {
+        let mut names = std::mem::take(&mut self.unread);
+        for (name, _) in self.settings.iter() {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        names.sort();
+        let rows = server.query(&settings::readback(&names), &self.shard.buffers).await?;
+        let values = rows.into_iter().next().unwrap_or_default();
+        let pairs = names.into_iter().zip(values).filter_map(|(n, v)| v.map(|v| (n, v)));
+        self.settings = Rc::new(pairs.collect());
+        server.settings = Rc::clone(&self.settings);
+        self.refresh_context(server);
+        Ok(())
+    }
+
+    /// What unqualified names mean now.
+    pub(super) fn refresh_context(&mut self, server: &Server) {
+        let get = |name: &str| self.settings.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        let path = get("search_path").unwrap_or(&server.defaults.search_path);
+        let strings = get("standard_conforming_strings") != Some("off")
+            && !server.parameters.iter().any(|(n, v)| n == "standard_conforming_strings" && v == "off");
+        let user = match get("role").filter(|r| *r != "none") {
+            Some(role) => role,
+            None => get("session_authorization").unwrap_or(&self.shared.user),
+        };
+        self.context = self.shard.context(settings::search_path(path, user), strings);
+        let isolation = get("default_transaction_isolation").unwrap_or(&server.defaults.isolation);
+        self.read_committed = matches!(isolation, "read committed" | "read uncommitted");
+    }
+
+    /// Writes the unit to the server. What must be prepared first is awaited.
+    async fn send(
+        &mut self,
+        unit: Unit,
+        length: usize,
+        survey: Survey,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<Survey, SendError> {
+        let shard = Rc::clone(&self.shard);
+        match unit {
+            Unit::Simple { function, .. } => {
+                self.pipeline.sent(if function { Expect::Function } else { Expect::Query });
+                self.registry.drop_unnamed();
+                server.known.remove(b"");
+                if !function && !self.home_only && self.send_named(length, server, flight).await? {
+                    return Ok(survey);
+                }
+                shift(&mut self.conn.input, length, &mut server.conn.output, &shard.buffers);
+                Ok(survey)
+            }
+            Unit::Extended { .. } => {
+                let (executed, text) = (survey.executed.clone(), survey.text.clone());
+                self.translate(length, survey, server, flight).map_err(SendError::End)?;
+                Ok(Survey { executed, text, ..Survey::default() })
+            }
+        }
+    }
+
+    /// Simple queries that name prepared statements. `true` when the query was rewritten and sent.
+    async fn send_named(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<bool, SendError> {
+        let shard = Rc::clone(&self.shard);
+        let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) else { return Ok(false) };
+        let entry = shard.plan(text, &self.context, &self.current);
+        if !entry.plan.statements.iter().any(names_statement) {
+            return Ok(false);
+        }
+        let text = text.to_vec();
+        let [only] = &entry.plan.statements[..] else {
+            self.make_all_known(server).await?;
+            self.await_tags(&entry.plan, None, flight);
+            return Ok(false);
+        };
+        let name = match &only.kind {
+            Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => name.clone().into_bytes(),
+            Kind::Prepare { name, .. } => {
+                self.await_tags(&entry.plan, Some(&text), flight);
+                let taken = self.registry.get(name.as_bytes()).is_some();
+                let new = match flight.awaited.front() {
+                    Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
+                        statement.server_name(name, self.naming()).into_owned()
+                    }
+                    _ => {
+                        self.make_known(name.as_bytes(), server).await?;
+                        self.registry
+                            .get(name.as_bytes())
+                            .map_or(name.clone().into_bytes(), |s| {
+                                s.server_name(name.as_bytes(), self.naming()).into_owned()
+                            })
+                    }
+                };
+                return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
+            }
+            _ => {
+                self.await_tags(&entry.plan, Some(&text), flight);
+                return Ok(false);
+            }
+        };
+        self.make_known(&name, server).await?;
+        self.await_tags(&entry.plan, Some(&text), flight);
+        let Some(statement) = self.registry.get(&name) else { return Ok(false) };
+        let new = statement.server_name(&name, self.naming()).into_owned();
+        Ok(self.send_renamed(&text, &name, &new, length, server))
+    }
+
+    fn send_renamed(&mut self, text: &[u8], old: &[u8], new: &[u8], length: usize, server: &mut Server) -> bool {
+        if old == new {
+            return false;
+        }
+        let Some(span) = crate::session::prepared::name_span(text) else { return false };
+        let renamed = crate::session::prepared::renamed(text, &span, new);
+        frame::put(&mut server.conn.output, b'Q', |b| {
+            b.extend_from_slice(&renamed);
+            b.extend_from_slice(&[0]);
+        });
+        self.conn.consume(length, &self.shard.buffers);
+        true
+    }
+
+    /// Prepares on the server what the client means by `name`, and waits for it.
+    async fn make_known(&mut self, name: &[u8], server: &mut Server) -> Result<(), SendError> {
+        if self.txn.status == Status::Failed {
+            return Ok(()); // refused whatever it is
+        }
+        let shard = Rc::clone(&self.shard);
+        let mut out = bytes::BytesMut::new();
+        // The client's own unit is noted already; what is prepared here is answered before it.
+        let outer = std::mem::take(&mut self.pipeline);
+        self.ensure(name, server, &mut out);
+        self.pipeline = outer;
+        if out.is_empty() {
+            return Ok(());
+        }
+        frame::put(&mut out, b'S', |_| {});
+        server.conn.output.extend_from_slice(&out);
+        let answer = server.settle_hidden(&shard.buffers).await;
+        if answer.is_err() {
+            server.known.undo(usize::MAX);
+        }
+        server.known.settle();
+        match answer {
+            Err(QueryError::Io(e)) => Err(SendError::Server(e.to_string())),
+            Err(QueryError::Server(_)) | Ok(_) => Ok(()),
+        }
+    }
+
+    /// A text of several statements names prepared statements: all of them must be there under their own names.
+    async fn make_all_known(&mut self, server: &mut Server) -> Result<(), SendError> {
+        self.pin(Pin::PrepareInBatch);
+        let names: Vec<Vec<u8>> = self.registry.named().map(|(n, _)| n.to_vec()).collect();
+        for name in names {
+            self.make_known(&name, server).await?;
+        }
+        Ok(())
+    }
+
+    async fn exchange(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), Broken> {
+        self.running(server);
+        if let Some(limit) = self.current.config.timeouts.query {
+            self.shared.deadline.set(Some((Instant::now() + limit, Signal::Query)));
+        }
+        let result = poll_fn(|cx| self.poll_exchange(cx, server, flight)).await;
+        self.shared.running.take();
+        self.shared.deadline.set(None);
+        result
+    }
+
+    /// What a cancel request would cancel from now on.
+    fn running(&self, server: &Server) {
+        *self.shared.running.borrow_mut() = Some(Running {
+            side: server.side,
+            process_id: server.process_id,
+            key: Rc::clone(&server.key),
+            gate: Rc::clone(&server.gate),
+        });
+    }
+
+    /// Takes the transaction block to `side`: its prologue is repeated there, then it is rolled back where it was.
+    async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
+        let shard = Rc::clone(&self.shard);
+        let failed = |what: String| {
+            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}"))
+                .hint("Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.")
+        };
+        let refused = |r: Refused| match r {
+            Refused::Server(frame) => failed(crate::backend::server::error_text(&frame)),
+            Refused::Unreachable(why) => failed(why.to_string()),
+            Refused::Timeout => failed("no server connection became free in time".to_owned()),
+            Refused::Cancelled => ClientError::error("57014", "canceling statement due to user request"),
+        };
+        let mut server = self.checkout(side, &Survey::default()).await.map_err(refused)?;
+        let replayed = server.query(&self.txn.prologue.join(";\n"), &shard.buffers).await;
+        if let Err(e) = replayed {
+            shard.close(server);
+            return Err(failed(e.to_string()));
+        }
+        self.servers[side.index()] = Some(server);
+        if let Some(mut old) = self.servers[side.other().index()].take() {
+            match old.query("ROLLBACK", &shard.buffers).await {
+                Ok(_) if self.keeps_servers() => self.servers[side.other().index()] = Some(old),
+                Ok(_) => shard.give_back(&self.pools[side.other().index()], old),
+                Err(e) => {
+                    shard.lost_server(side.other(), &e.to_string());
+                    if self.keeps_servers() && side == Side::Target {
+                        return Err(ClientError::fatal("08006", "the source session was lost"));
+                    }
+                }
+            }
+        }
+        self.txn.side = Some(side);
+        self.shared.side.set(Some(side));
+        Ok(())
+    }
+
+    /// The unit is over: what it leaves behind is noted, and the server is given back when nothing holds it.
+    async fn finish(
+        &mut self,
+        mut server: Box<Server>,
+        flight: &Flight,
+        survey: &Survey,
+        footprint: Option<&Footprint>,
+    ) -> Result<(), End> {
+        self.registry.settle();
+        server.known.settle();
+        if footprint.is_some_and(Footprint::writes) {
+            self.wrote_at = Some(Instant::now());
+        }
+        self.note_effects(survey, &mut server);
+        if self.txn.status == Status::Idle {
+            if self.txn.side.is_some() || footprint.is_some() {
+                self.shard.count_transaction(server.side, flight.sqlstate.is_none() && !flight.rolled_back);
+            }
+            self.txn.ended();
+            self.shared.transaction_since.set(None);
+            self.shared.side.set(None);
+        } else {
+            self.note_block(survey, server.side);
+        }
+        self.shared.status.set(self.txn.status);
+        let idle = self.txn.status == Status::Idle;
+        let readable = self.txn.status != Status::Failed;
+        if readable && !self.unread.is_empty() && (idle && !self.keeps_servers() || self.names_moved()) {
+            let names = self.unread.clone();
+            if let Err(e) = self.read_settings(&mut server).await {
+                return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
+            }
+            if !idle {
+                self.unread = names; // the block may still be rolled back: read again at its end
+            }
+        }
+        if idle && !self.keeps_servers() {
+            self.shard.give_back(&self.pools[server.side.index()], server);
+        } else {
+            self.servers[server.side.index()] = Some(server);
+        }
+        Ok(())
+    }
+
+    /// Does a changed setting change what names mean?
+    fn names_moved(&self) -> bool {
+        const NAMES: [&str; 5] = [
+            "search_path",
+            "standard_conforming_strings",
+            "role",
+            "session_authorization",
+            "default_transaction_isolation",
+        ];
+        self.unread.iter().any(|n| NAMES.contains(&n.as_str()))
+    }
+
+    fn note_effects(&mut self, survey: &Survey, server: &mut Server) {
+        for entry in &survey.executed {
+            for statement in &entry.plan.statements {
+                server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_)) || !statement.functions.is_empty();
+                for effect in &statement.effects {
+                    self.note_effect(effect);
+                }
+            }
+        }
+    }
+
+    fn note_effect(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Setting(name) | Effect::LocalSetting { name, .. } => {
+                let local = matches!(effect, Effect::LocalSetting { .. });
+                if (!local || self.txn.status != Status::Idle) && !self.unread.contains(name) {
+                    self.unread.push(name.clone());
+                }
+            }
+            Effect::ResetAll => {
+                let names: Vec<String> = self.settings.iter().map(|(n, _)| n.clone()).collect();
+                self.unread.extend(names);
+                self.unread.extend(["search_path".to_owned(), "role".to_owned()]);
+                self.unread.sort();
+                self.unread.dedup();
+            }
+            Effect::Pin(why) => self.pin(*why),
+            Effect::DiscardAll | Effect::DiscardSome => {}
+        }
+    }
+
+    /// DISCARD ALL was carried out.
+    pub(super) fn discarded(&mut self) {
+        self.settings = settings::Settings::default();
+        self.unread = vec!["search_path".to_owned()];
+        self.shared.pinned.set(None);
+    }
+
+    /// The block goes on: what must be repeated if it moves, and what it has done.
+    fn note_block(&mut self, survey: &Survey, side: Side) {
+        if self.shared.transaction_since.get().is_none() {
+            self.shared.transaction_since.set(Some(Instant::now()));
+        }
+        self.txn.side = Some(side);
+        self.shared.side.set(Some(side));
+        self.txn.fixed |= survey.named_portal;
+        if self.txn.status == Status::Failed {
+            return;
+        }
+        let statements: Vec<_> = survey.executed.iter().flat_map(|e| &e.plan.statements).collect();
+        if statements.len() > 1 {
+            self.txn.fixed = true;
+        }
+        for statement in statements {
+            match &statement.kind {
+                Kind::Transaction(Control::Begin { read_only, isolation }) => {
+                    self.txn.read_only = *read_only;
+                    self.txn.isolation = *isolation;
+                    self.note_prologue(survey);
+                }
+                Kind::Transaction(Control::Commit { .. } | Control::Rollback { .. }) => {
+                    let prologue = self.txn.prologue.first().cloned();
+                    self.txn.prologue.clear();
+                    self.txn.prologue.extend(prologue);
+                    self.txn.fixed = true; // AND CHAIN
+                }
+                Kind::Transaction(_) => self.note_prologue(survey),
+                Kind::Local => {
+                    for effect in &statement.effects {
+                        if let Effect::LocalSetting { name, value } = effect {
+                            self.note_mode(name, value.as_deref());
+                        }
+                    }
+                    self.note_prologue(survey);
+                }
+                Kind::Read | Kind::Fetch | Kind::CopyOut => self.txn.has_read = true,
+                Kind::Empty | Kind::Close { .. } => {}
+                Kind::Declare { .. } => {
+                    self.txn.has_read = true;
+                    self.txn.fixed = true;
+                }
+                Kind::LockingRead
+                | Kind::Write
+                | Kind::Code
+                | Kind::Session
+                | Kind::Prepare { .. }
+                | Kind::Execute { .. }
+                | Kind::Deallocate { .. }
+                | Kind::CopyIn
+                | Kind::Ddl
+                | Kind::Lock
+                | Kind::Utility
+                | Kind::Unknown(_) => self.txn.has_written = true,
+            }
+        }
+    }
+
+    fn note_mode(&mut self, name: &str, value: Option<&str>) {
+        match (name, value) {
+            ("transaction_isolation", Some("read committed" | "read uncommitted")) => {
+                self.txn.isolation = Some(Isolation::ReadCommitted);
+            }
+            ("transaction_isolation", _) => self.txn.isolation = Some(Isolation::Serializable),
+            ("transaction_read_only", Some("on")) => self.txn.read_only = Some(true),
+            ("transaction_read_only", _) => self.txn.read_only = Some(false),
+            _ => {}
+        }
+    }
+
+    fn note_prologue(&mut self, survey: &Survey) {
+        match &survey.text {
+            Some(text) => self.txn.prologue.push(text.trim_end().trim_end_matches(';').to_owned()),
+            None => self.txn.fixed = true,
+        }
+    }
+
+    /// The server is gone in the middle of a unit.
+    fn server_lost(&mut self, choice: &Choice, why: &str, flight: &Flight) -> Result<(), End> {
+        let block = self.txn.side.is_some();
+        let held = self.keeps_servers() && choice.side == Side::Source;
+        if flight.fatal {
+            return Err(End::ServerSaid);
+        }
+        let writes = choice.footprint.as_deref().is_none_or(|f| !f.is_read());
+        let sqlstate = if writes { "08007" } else { "08006" };
+        let mut error = ClientError::error(sqlstate, format!("lost the {} connection: {why}", choice.side));
+        if writes {
+            error = error.hint("Whether the statement took effect is not known: look before you repeat it.");
+        }
+        if block || held {
+            return Err(End::Error(ClientError { fatal: true, ..error }));
+        }
+        self.txn.ended();
+        self.txn.status = Status::Idle;
+        self.shared.status.set(Status::Idle);
+        error.encode(self.id(), &mut self.conn.output);
+        frame::put_ready(&mut self.conn.output, b'I');
+        Ok(())
+    }
+
+    fn observe(&self, choice: &Choice, flight: &Flight, began: Instant) {
+        if let Some(footprint) = &choice.footprint {
+            self.shard.count_query(footprint, choice.side, began.elapsed(), flight.sqlstate.as_ref());
+        }
+    }
+}
+
+/// Why a unit could not be sent.
+enum SendError {
+    End(End),
+    Server(String),
+}
+
+impl Broken {
+    /// Turns a poll's error into the other half of a result.
+    pub(super) fn into_poll<T>(self) -> Poll<Result<T, Broken>> {
+        Poll::Ready(Err(self))
+    }
+}
+
+/// Must the text be kept, to be repeated where the transaction moves to?
+fn is_prologue(entry: &Rc<Entry>) -> bool {
+    matches!(&entry.plan.statements[..], [only] if matches!(only.kind, Kind::Transaction(_) | Kind::Local))
+}
+
+fn names_statement(statement: &crate::statement::Statement) -> bool {
+    let discards = || statement.effects.contains(&Effect::DiscardAll);
+    match statement.kind {
+        Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. } => true,
+        Kind::Session => discards(),
+        _ => false,
+    }
+}

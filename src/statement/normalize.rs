@@ -1,0 +1,153 @@
+//! Strips literals from a text, so that statements that differ only by them share one plan.
+//!
+//! Only a cache key is made here; nothing is split or judged by it. What the lexer is not sure of makes
+//! it answer `None`, and the text is then analysed by itself.
+
+/// Writes `sql` with numbers as `0` and strings as `''` to `out`. `false`: not understood, `out` is of no use.
+pub fn normalize(sql: &[u8], standard_conforming_strings: bool, out: &mut Vec<u8>) -> bool {
+    out.clear();
+    let mut at = 0;
+    while let Some(&byte) = sql.get(at) {
+        let end = match byte {
+            b'\'' => {
+                let escapes = match previous_word(sql, at) {
+                    b"e" | b"E" => true,
+                    b"" => !standard_conforming_strings,
+                    b"n" | b"N" | b"&" | b"b" | b"B" | b"x" | b"X" => false,
+                    _ => !standard_conforming_strings,
+                };
+                out.extend_from_slice(b"''");
+                quoted(sql, at + 1, b'\'', escapes)
+            }
+            b'"' => copy(sql, at, quoted(sql, at + 1, b'"', false), out),
+            b'0'..=b'9' => {
+                out.push(b'0');
+                Some(at + run(&sql[at..], |b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_'))
+            }
+            b'$' => copy(sql, at, dollar(sql, at), out),
+            b'-' if sql.get(at + 1) == Some(&b'-') => {
+                copy(sql, at, Some(at + run(&sql[at..], |b| b != b'\n' && b != b'\r')), out)
+            }
+            b'/' if sql.get(at + 1) == Some(&b'*') => copy(sql, at, comment(sql, at), out),
+            b if is_word(b) => copy(sql, at, Some(at + run(&sql[at..], |b| is_word(b) || b == b'$')), out),
+            0 => None,
+            b => {
+                out.push(b);
+                Some(at + 1)
+            }
+        };
+        match end {
+            Some(end) => at = end,
+            None => return false,
+        }
+    }
+    true
+}
+
+fn is_word(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'_' || !b.is_ascii()
+}
+
+fn run(text: &[u8], f: impl Fn(u8) -> bool) -> usize {
+    text.iter().position(|&b| !f(b)).unwrap_or(text.len())
+}
+
+fn copy(sql: &[u8], from: usize, to: Option<usize>, out: &mut Vec<u8>) -> Option<usize> {
+    out.extend_from_slice(&sql[from..to?]);
+    to
+}
+
+/// The word or `&` that touches the quote at `at`.
+fn previous_word(sql: &[u8], at: usize) -> &[u8] {
+    if at > 0 && sql[at - 1] == b'&' {
+        return b"&";
+    }
+    let start = sql[..at].iter().rposition(|&b| !is_word(b)).map_or(0, |i| i + 1);
+    &sql[start..at]
+}
+
+/// Index behind the closing quote.
+fn quoted(sql: &[u8], mut at: usize, quote: u8, escapes: bool) -> Option<usize> {
+    loop {
+        match *sql.get(at)? {
+            b'\\' if escapes => at += 2,
+            0 => return None,
+            b if b == quote => {
+                if sql.get(at + 1) != Some(&quote) {
+                    return Some(at + 1);
+                }
+                at += 2;
+            }
+            _ => at += 1,
+        }
+    }
+}
+
+/// `$1`, or `$tag$ ... $tag$` as a whole.
+fn dollar(sql: &[u8], at: usize) -> Option<usize> {
+    let len = run(&sql[at + 1..], is_word);
+    let tag_end = at + 1 + len;
+    if sql.get(at + 1).is_some_and(u8::is_ascii_digit) {
+        return Some(tag_end);
+    }
+    if sql.get(tag_end) != Some(&b'$') {
+        return Some(at + 1);
+    }
+    let tag = &sql[at..=tag_end];
+    let body = &sql[tag_end + 1..];
+    let found = body.windows(tag.len()).position(|w| w == tag)?;
+    Some(tag_end + 1 + found + tag.len())
+}
+
+fn comment(sql: &[u8], at: usize) -> Option<usize> {
+    let (mut depth, mut at) = (1_u32, at + 2);
+    while depth > 0 {
+        match (sql.get(at)?, sql.get(at + 1)) {
+            (b'/', Some(b'*')) => (depth, at) = (depth + 1, at + 2),
+            (b'*', Some(b'/')) => (depth, at) = (depth - 1, at + 2),
+            _ => at += 1,
+        }
+    }
+    Some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(sql: &str, want: Option<&str>) {
+        check_with(sql, true, want);
+    }
+
+    #[track_caller]
+    fn check_with(sql: &str, scs: bool, want: Option<&str>) {
+        let mut out = Vec::new();
+        let ok = normalize(sql.as_bytes(), scs, &mut out);
+        assert_eq!(ok.then(|| String::from_utf8(out).expect("text")).as_deref(), want, "{sql}");
+    }
+
+    #[test]
+    fn literals_are_stripped() {
+        check("SELECT 12, 'it''s', x1, $2", Some("SELECT 0, '', x1, $2"));
+        check("SELECT 1.5e10 + 0x1F - 1_000", Some("SELECT 0 + 0 - 0"));
+        check(r"SELECT 'a\', 'b'", Some("SELECT '', ''"));
+        check(r"SELECT E'a\', 'b'", None);
+        check(r"SELECT E'a\'b', 2", Some("SELECT E'', 0"));
+        check_with(r"SELECT 'a\'b', 2", false, Some("SELECT '', 0"));
+        check(r#"SELECT "a 1", "q""2" "#, Some(r#"SELECT "a 1", "q""2" "#));
+        check("SELECT $$it's 1$$, 2", Some("SELECT $$it's 1$$, 0"));
+        check("SELECT $a$ $b$ ' $a$, 2", Some("SELECT $a$ $b$ ' $a$, 0"));
+        check("SELECT 1 -- it's 5\n, 2", Some("SELECT 0 -- it's 5\n, 0"));
+        check("SELECT /* ' /* 1 */ ' */ 1", Some("SELECT /* ' /* 1 */ ' */ 0"));
+        check("SELECT a$1, t.c2", Some("SELECT a$1, t.c2"));
+        check("SELECT U&'d\\0061', b'01'", Some("SELECT U&'', b''"));
+    }
+
+    #[test]
+    fn what_is_not_closed_is_not_understood() {
+        for sql in ["'a", "\"a", "$a$ b", "/* a", "a\0b"] {
+            check(sql, None);
+        }
+    }
+}
