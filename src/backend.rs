@@ -1,3 +1,5 @@
 //! The two databases: connections, pools, health.
 
 pub mod connection;
+pub mod login;
+pub mod tls;
