@@ -4,3 +4,5 @@ pub mod budget;
 pub mod connection;
 pub mod pool;
 pub mod server;
+pub mod login;
+pub mod tls;

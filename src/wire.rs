@@ -3,4 +3,6 @@
 pub mod conn;
 pub mod frame;
 pub mod oids;
+pub mod scram;
 pub mod stream;
+pub mod tls;

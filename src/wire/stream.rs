@@ -6,8 +6,9 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpStream, UnixStream},
 };
 use tokio_rustls::{client, server};
@@ -69,4 +70,112 @@ impl Stream {
     pub fn is_tls(&self) -> bool {
         matches!(self, Stream::TlsServer(_) | Stream::TlsClient(_))
     }
+}
+
+/// A [`Stream`] with what was read ahead and what is to be written: for the few messages of a login. Room is made for
+/// bytes as they arrive, never for a length that the peer claims.
+#[derive(Debug)]
+pub struct Buffered {
+    /// The socket.
+    pub stream: Stream,
+    /// Read, not yet taken.
+    pub input: BytesMut,
+    /// To be sent by [`Buffered::flush`].
+    pub output: BytesMut,
+}
+
+/// Why the next message of a login did not come.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The peer closed the connection.
+    #[error("the connection was closed")]
+    Eof,
+    /// The peer claims a length below 4 or above the limit of this state.
+    #[error("message type 0x{tag:02x} of {length} bytes")]
+    Length {
+        /// Type byte.
+        tag: u8,
+        /// As claimed, the length field included.
+        length: u32,
+    },
+    /// The socket failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Buffered {
+    /// Nothing read, nothing to write.
+    pub fn new(stream: Stream) -> Self {
+        Self { stream, input: BytesMut::new(), output: BytesMut::new() }
+    }
+
+    /// Reads once; fails at the end of the stream.
+    pub async fn fill(&mut self) -> Result<(), ReadError> {
+        if self.input.capacity() - self.input.len() < 256 {
+            self.input.reserve(1024);
+        }
+        if self.stream.read_buf(&mut self.input).await? == 0 { Err(ReadError::Eof) } else { Ok(()) }
+    }
+
+    /// Reads until `count` bytes are there.
+    pub async fn need(&mut self, count: usize) -> Result<(), ReadError> {
+        while self.input.len() < count {
+            self.fill().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the next typed message: its type and its body. `max` bounds the body, in bytes.
+    pub async fn message(&mut self, max: usize) -> Result<(u8, BytesMut), ReadError> {
+        self.need(5).await?;
+        let tag = self.input[0];
+        let length = u32::from_be_bytes([self.input[1], self.input[2], self.input[3], self.input[4]]);
+        let body = length
+            .checked_sub(4)
+            .and_then(|body| usize::try_from(body).ok())
+            .filter(|&body| body <= max)
+            .ok_or(ReadError::Length { tag, length })?;
+        self.need(5 + body).await?;
+        self.input.advance(5);
+        Ok((tag, self.input.split_to(body)))
+    }
+
+    /// Sends everything in `output`.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        self.stream.write_all(&self.output).await?;
+        self.output.clear();
+        self.stream.flush().await
+    }
+
+    /// Reads and drops what has already arrived: closing a socket with unread bytes resets it, and the peer would lose
+    /// the error that it was sent.
+    pub fn drain_arrived(&mut self) {
+        let mut scrap = [0; 4096];
+        for _ in 0..16 {
+            let read = match &self.stream {
+                Stream::Tcp(s) => s.try_read(&mut scrap),
+                Stream::Unix(s) => s.try_read(&mut scrap),
+                Stream::TlsServer(s) => s.get_ref().0.try_read(&mut scrap),
+                Stream::TlsClient(s) => s.get_ref().0.try_read(&mut scrap),
+            };
+            if !matches!(read, Ok(n) if n > 0) {
+                return;
+            }
+        }
+    }
+}
+
+/// Appends one message: type, length, and the body that `body` writes.
+pub fn put_message(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
+    out.put_u8(tag);
+    put_body(out, body);
+}
+
+/// Appends a length and the body that `body` writes, without a type: startup packets.
+pub fn put_body(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
+    let at = out.len();
+    out.put_u32(0);
+    body(out);
+    let length = u32::try_from(out.len() - at).expect("a login message of our own is short");
+    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }
