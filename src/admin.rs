@@ -1,1 +1,7 @@
-//! Operators: HTTP endpoints and the console.
+//! Operators: HTTP endpoints, the console, the service manager.
+
+pub mod console;
+pub mod console_rows;
+pub mod console_wire;
+pub mod http;
+pub mod notify;
