@@ -1,6 +1,7 @@
 //! Operators: HTTP endpoints, the console, the service manager.
 
 pub mod console;
+mod console_frames;
 mod console_parse;
 pub mod console_rows;
 pub mod console_wire;

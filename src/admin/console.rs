@@ -242,7 +242,11 @@ impl Command {
 }
 
 /// Does what `command` says, if `caller` may. Changes are logged with their author, refused ones too.
-pub async fn run(command: &Command, caller: &Caller<'_>, operator: &impl Operator) -> Result<Answer, ClientError> {
+pub async fn run(
+    command: &Command,
+    caller: &Caller<'_>,
+    operator: &impl Operator,
+) -> Result<Answer, ClientError> {
     if command.changes() {
         let allowed = caller.role == Role::Admin;
         let &Caller { client, user, .. } = caller;
@@ -419,11 +423,38 @@ pub(super) mod tests {
 
     /// Every command of the console's own, as text. The match makes a new command fail to compile here.
     pub(in crate::admin) const EVERY: &[&str] = &[
-        "", "show repositories", "show pools", "show clients", "show servers", "show stats", "show config",
-        "show version", "show help", "show timezone", "reload", "pause", "pause source", "pause target", "resume",
-        "resume target", "kill 7", "select 1, current_user", "begin", "start transaction", "commit", "rollback",
-        "rollback to a", "deallocate all", "deallocate x", "set a = 1", "reset all", "discard all", "savepoint a",
-        "release a", "unlisten *", "close all",
+        "",
+        "show repositories",
+        "show pools",
+        "show clients",
+        "show servers",
+        "show stats",
+        "show config",
+        "show version",
+        "show help",
+        "show timezone",
+        "reload",
+        "pause",
+        "pause source",
+        "pause target",
+        "resume",
+        "resume target",
+        "kill 7",
+        "select 1, current_user",
+        "begin",
+        "start transaction",
+        "commit",
+        "rollback",
+        "rollback to a",
+        "deallocate all",
+        "deallocate x",
+        "set a = 1",
+        "reset all",
+        "discard all",
+        "savepoint a",
+        "release a",
+        "unlisten *",
+        "close all",
     ];
 
     #[tokio::test]
@@ -433,8 +464,14 @@ pub(super) mod tests {
             let command = parse(text).unwrap();
             let needs_admin = match &command {
                 Command::Reload | Command::Pause(_) | Command::Resume(_) | Command::Kill(_) => true,
-                Command::Empty | Command::Show(_) | Command::Select(_) | Command::Begin(_) | Command::Commit => false,
-                Command::Rollback | Command::RollbackTo | Command::Deallocate(_) | Command::Ignored(_) => false,
+                Command::Empty
+                | Command::Show(_)
+                | Command::Select(_)
+                | Command::Begin(_)
+                | Command::Commit => false,
+                Command::Rollback | Command::RollbackTo | Command::Deallocate(_) | Command::Ignored(_) => {
+                    false
+                }
             };
             for role in [Role::Admin, Role::Stats] {
                 let fake = Fake::default();
@@ -467,7 +504,10 @@ pub(super) mod tests {
         let admin = caller(Role::Admin);
         let run = async |text: &str| run(&parse(text).unwrap(), &admin, &fake).await;
         assert_eq!(run("show repositories").await.unwrap().rows[0][2..4], [87.66.into(), 12.34.into()]);
-        assert_eq!(run("select current_user, pg_backend_pid()").await.unwrap().rows, [["eve".into(), 99.into()]]);
+        assert_eq!(
+            run("select current_user, pg_backend_pid()").await.unwrap().rows,
+            [["eve".into(), 99.into()]]
+        );
         assert_eq!(run("reload").await.unwrap().notice.as_deref(), Some("nothing changed"));
         assert_eq!(run("kill 8").await.unwrap_err().sqlstate, "42704");
         assert_eq!(*fake.done.borrow(), ["reload", "kill 8"]);

@@ -191,7 +191,9 @@ fn expression(tokens: &[Token]) -> Option<(&'static str, Type, Expression, &[Tok
     let constant = |name, kind, cell, rest| Some((name, kind, Expression::Constant(cell), rest));
     let user = |name, rest| Some((name, Type::Text, Expression::User, rest));
     match tokens {
-        [Token::Number(digits), rest @ ..] => constant("?column?", Type::Int4, digits.parse::<i32>().ok()?.into(), rest),
+        [Token::Number(digits), rest @ ..] => {
+            constant("?column?", Type::Int4, digits.parse::<i32>().ok()?.into(), rest)
+        }
         [Token::Text(value), rest @ ..] => text("?column?", value, rest),
         [Token::Word(schema), Token::Symbol('.'), rest @ ..] if schema == "pg_catalog" => function(rest),
         [Token::Word(name), rest @ ..] => match name.as_str() {
@@ -202,7 +204,9 @@ fn expression(tokens: &[Token]) -> Option<(&'static str, Type, Expression, &[Tok
             "session_user" => user("session_user", rest),
             "user" => user("user", rest),
             "current_catalog" => text("current_catalog", "crossfade", rest),
-            "current_schema" if !matches!(rest, [Token::Symbol('('), ..]) => text("current_schema", "public", rest),
+            "current_schema" if !matches!(rest, [Token::Symbol('('), ..]) => {
+                text("current_schema", "public", rest)
+            }
             _ => function(tokens),
         },
         _ => None,
@@ -212,7 +216,8 @@ fn expression(tokens: &[Token]) -> Option<(&'static str, Type, Expression, &[Tok
 /// `name(...)`, for the functions that drivers call on their own.
 fn function(tokens: &[Token]) -> Option<(&'static str, Type, Expression, &[Token])> {
     let [Token::Word(name), Token::Symbol('('), rest @ ..] = tokens else { return None };
-    if let ("current_setting", [Token::Text(setting), Token::Symbol(')'), rest @ ..]) = (name.as_str(), rest) {
+    if let ("current_setting", [Token::Text(setting), Token::Symbol(')'), rest @ ..]) = (name.as_str(), rest)
+    {
         return Some(("current_setting", Type::Text, Expression::Setting(setting_name(setting)?), rest));
     }
     let [Token::Symbol(')'), rest @ ..] = rest else { return None };
@@ -362,10 +367,31 @@ mod tests {
     #[test]
     fn everything_else_is_refused_with_the_list() {
         for text in [
-            "SHOW", "SHOW POOL", "show pools please", "RELOAD now", "PAUSE elsewhere", "KILL", "KILL x", "KILL -1",
-            "KILL 18446744073709551616", "KILL 1 2", "select", "select 1,", "select 1 from pools", "select $1",
-            "select 99999999999", "select pg_sleep(1)", "drop table a", "\"show\" pools", "set x", "commit prepared 'x'",
-            "select version", "1", "show \u{1F980}", "SHOW POOLS; DROP TABLE a", "listen x",
+            "SHOW",
+            "SHOW POOL",
+            "show pools please",
+            "RELOAD now",
+            "PAUSE elsewhere",
+            "KILL",
+            "KILL x",
+            "KILL -1",
+            "KILL 18446744073709551616",
+            "KILL 1 2",
+            "select",
+            "select 1,",
+            "select 1 from pools",
+            "select $1",
+            "select 99999999999",
+            "select pg_sleep(1)",
+            "drop table a",
+            "\"show\" pools",
+            "set x",
+            "commit prepared 'x'",
+            "select version",
+            "1",
+            "show \u{1F980}",
+            "SHOW POOLS; DROP TABLE a",
+            "listen x",
         ] {
             let error = parse_all(text).unwrap_err();
             assert_eq!(error.sqlstate, "42601", "{text}");

@@ -1,8 +1,8 @@
 //! What the console shows: plain rows, and the tables they are sent as.
 
 use super::console::{Command, Show};
-use crate::config::PoolMode;
 use crate::Side;
+use crate::config::PoolMode;
 
 /// SHOW REPOSITORIES
 #[derive(Clone, Debug, Default, PartialEq)]
