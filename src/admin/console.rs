@@ -167,7 +167,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("transaction_read_only", "off"),
 ];
 
-/// What `version()` and SHOW VERSION say.
+/// What SHOW VERSION says.
 pub const VERSION: &str = concat!("crossfade ", env!("CARGO_PKG_VERSION"));
 
 /// Canonical spelling of a setting the console knows.

@@ -1,11 +1,13 @@
 //! Text -> [`Command`]. Pure, linear in the length of the text.
 
 use super::{
-    console::{Command, Expression, HELP, Item, Show, VERSION, setting_name},
+    console::{Command, Expression, HELP, Item, Show, setting_name},
     console_rows::{Cell, Column, Type},
 };
 use crate::{Side, error::ClientError};
 
+/// What `version()` says; SQLAlchemy takes it apart.
+const SERVER_VERSION: &str = concat!("PostgreSQL 15.0 (crossfade ", env!("CARGO_PKG_VERSION"), ")");
 /// Columns of one SELECT.
 const MAX_ITEMS: usize = 64;
 
@@ -222,7 +224,7 @@ fn function(tokens: &[Token]) -> Option<(&'static str, Type, Expression, &[Token
     }
     let [Token::Symbol(')'), rest @ ..] = rest else { return None };
     let (name, kind, value) = match name.as_str() {
-        "version" => ("version", Type::Text, Expression::Constant(VERSION.into())),
+        "version" => ("version", Type::Text, Expression::Constant(SERVER_VERSION.into())),
         "current_database" => ("current_database", Type::Text, Expression::Constant("crossfade".into())),
         "current_schema" => ("current_schema", Type::Text, Expression::Constant("public".into())),
         "pg_backend_pid" => ("pg_backend_pid", Type::Int4, Expression::ProcessId),

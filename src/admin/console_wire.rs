@@ -164,6 +164,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
                 Err(error) => {
                     self.fail(&error);
                     self.skipping = true;
+                    // At once, as Postgres does: a client that sent Flush and not Sync waits for it, and
+                    // its Flush is among what is skipped.
+                    self.stream.write_all_buf(&mut self.out).await?;
                 }
             }
         }

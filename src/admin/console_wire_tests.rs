@@ -235,6 +235,26 @@ proptest::proptest! {
     }
 }
 
+/// asyncpg prepares with Parse, Describe, Flush, and sends Sync when it has heard of the error.
+#[tokio::test]
+async fn an_error_is_sent_before_sync() {
+    let fake = Fake::default();
+    let (mut client, server) = tokio::io::duplex(4096);
+    let input = [parse_message("", "nonsense"), message(b'D', b"S\0"), message(b'H', b"")].concat();
+    client.write_all(&input).await.unwrap();
+    let mut all = Vec::new();
+    let answered = async {
+        while !describe_frames(&all).ends_with("ZI E[42601]") {
+            client.read_buf(&mut all).await.unwrap();
+        }
+    };
+    let serve = serve(server, &[], caller(Role::Stats), b"key!", &fake, std::future::pending());
+    tokio::select! {
+        _ = serve => panic!("ended early"),
+        r = timeout(Duration::from_secs(5), answered) => r.unwrap(),
+    }
+}
+
 #[tokio::test]
 async fn stopping_says_so() {
     let fake = Fake::default();
