@@ -1,1 +1,9 @@
-//! Operators: HTTP endpoints and the console.
+//! Operators: HTTP endpoints, the console, the service manager.
+
+pub mod console;
+mod console_frames;
+mod console_parse;
+pub mod console_rows;
+pub mod console_wire;
+pub mod http;
+pub mod notify;

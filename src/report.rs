@@ -1,3 +1,6 @@
 //! Where evidence goes.
 
+pub mod hot;
+pub mod log;
 pub mod metrics;
+pub mod process;

@@ -1,1 +1,460 @@
-//! Every metric name, declared once.
+//! Every metric, declared once; `docs/metrics.md` shows the same table and a test compares the two.
+//!
+//! Counters and histograms live in the `metrics` exporter: kept handles cost nanoseconds. Gauges mirror
+//! state that lives elsewhere, so a callback sets them right before they are rendered; they are kept here
+//! because a label set that is no longer true (a removed repository, an old hash) must vanish at once.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt::Write as _,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use metrics::{Counter, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::{Side, report::process, route::policy::Policy};
+
+/// A future on the heap that any thread may drive.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Sets the gauges that mirror state; called right before rendering.
+pub type Collect = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Samples of histograms wait in memory until they are sorted into buckets this often.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// Upper bounds of every histogram, in seconds: 0.1 ms to 60 s.
+pub const BUCKETS: &[f64] = &[
+    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0,
+];
+
+/// One metric family.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Metric {
+    /// Full name, base units, `_total` for counters.
+    pub name: &'static str,
+    /// How it behaves.
+    pub kind: Kind,
+    /// Names of its labels, in the order their values are given.
+    pub labels: &'static [&'static str],
+    /// One line for `# HELP` and for `docs/metrics.md`.
+    pub help: &'static str,
+}
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Only rises.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by [`BUCKETS`].
+    Histogram,
+}
+
+impl Kind {
+    /// Prometheus' word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+macro_rules! declare {
+    ($($id:ident: $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(#[doc = $help]
+        pub const $id: Metric =
+            Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)*
+
+        /// Every metric there is.
+        pub const ALL: &[&Metric] = &[$(&$id),*];
+    };
+}
+
+declare! {
+    BUILD_INFO: Gauge "crossfade_build_info" ["version"] "Always 1; the label is the version that runs.";
+    CONFIG_INFO: Gauge "crossfade_config_info" ["hash"] "Always 1; the label is the hash of the configuration in force.";
+    CONFIG_LAST_RELOAD_SUCCESSFUL: Gauge "crossfade_config_last_reload_successful" [] "1 when the last attempt to load the configuration was accepted, else 0.";
+    CONFIG_LAST_RELOAD_SUCCESS: Gauge "crossfade_config_last_reload_success_timestamp_seconds" [] "Unix time at which the configuration in force was accepted.";
+    CONFIG_RELOAD: Counter "crossfade_config_reload_total" ["result"] "Attempts to load the configuration: ok, refused.";
+    ROUTE_WEIGHT: Gauge "crossfade_route_weight" ["repository", "backend", "op"] "Configured share of reads and writes (op) that this backend answers or leads, 0 to 1.";
+    CLIENT_CONNECTIONS: Gauge "crossfade_client_connections" ["state"] "Clients connected now: login, idle, active, waiting.";
+    LOGINS: Counter "crossfade_logins_total" ["outcome"] "Connections by how their start-up ended.";
+    TLS_STUFFING_REFUSED: Counter "crossfade_tls_stuffing_refused_total" [] "Connections closed because plain bytes followed an SSLRequest.";
+    CANCEL_REQUESTS: Counter "crossfade_cancel_requests_total" ["outcome"] "Cancel requests by what became of them.";
+    PINNED_SESSIONS: Gauge "crossfade_pinned_sessions" ["reason"] "Clients in transaction pooling that keep their server connection now, and why.";
+    CLIENT_RECEIVED_BYTES: Counter "crossfade_client_received_bytes_total" [] "Bytes received from clients.";
+    CLIENT_SENT_BYTES: Counter "crossfade_client_sent_bytes_total" [] "Bytes sent to clients.";
+    BACKEND_RECEIVED_BYTES: Counter "crossfade_backend_received_bytes_total" ["backend"] "Bytes received from this backend.";
+    BACKEND_SENT_BYTES: Counter "crossfade_backend_sent_bytes_total" ["backend"] "Bytes sent to this backend.";
+    BACKEND_UP: Gauge "crossfade_backend_up" ["backend"] "1 when the backend answered its last health check, else 0.";
+    POOL_CONNECTIONS: Gauge "crossfade_pool_connections" ["backend", "state"] "Server connections now: active, idle, login, testing.";
+    POOL_WAITERS: Gauge "crossfade_pool_waiters" ["backend"] "Clients that wait for a server connection now.";
+    POOL_WAIT: Histogram "crossfade_pool_wait_seconds" ["backend"] "Time clients waited for a server connection.";
+    POOL_SATURATION: Gauge "crossfade_pool_saturation_ratio" ["backend"] "Server connections in use divided by the most there may be, of the fullest pool.";
+    QUERIES: Counter "crossfade_queries_total" ["repository", "backend", "op"] "Statements answered, by what they do (op): read, write, ddl, tx, other.";
+    QUERY_DURATION: Histogram "crossfade_query_duration_seconds" ["repository", "backend", "op"] "Time from the statement's arrival to the end of its answer.";
+    TRANSACTIONS: Counter "crossfade_transactions_total" ["backend", "outcome"] "Transactions ended, lone statements included: commit, rollback.";
+    ERRORS: Counter "crossfade_errors_total" ["backend", "sqlstate_class", "repository"] "Errors that backends answered, by the first two characters of SQLSTATE.";
+    ROUTES: Counter "crossfade_routes_total" ["repository", "backend", "reason"] "Statements routed to this backend, and why.";
+    UNKNOWN_STATEMENTS: Counter "crossfade_unknown_statements_total" ["reason"] "Statements whose effect was not understood, and why.";
+    PLAN_CACHE_HITS: Counter "crossfade_plan_cache_hits_total" [] "Statements whose plan was in the cache.";
+    PLAN_CACHE_MISSES: Counter "crossfade_plan_cache_misses_total" [] "Statements that had to be analysed.";
+    PLAN_CACHE_ENTRIES: Gauge "crossfade_plan_cache_entries" [] "Plans in the caches of all threads.";
+    PLAN_CACHE_BYTES: Gauge "crossfade_plan_cache_bytes" [] "Estimated size of the plan caches of all threads.";
+    PROCESS_CPU: Counter "process_cpu_seconds_total" [] "User and system CPU time of the process.";
+    PROCESS_RSS: Gauge "process_resident_memory_bytes" [] "Resident memory of the process.";
+    PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [] "Virtual memory of the process.";
+    PROCESS_OPEN_FDS: Gauge "process_open_fds" [] "Open file descriptors.";
+    PROCESS_MAX_FDS: Gauge "process_max_fds" [] "Most file descriptors the process may open.";
+    PROCESS_THREADS: Gauge "process_threads" [] "Threads of the process.";
+    PROCESS_START_TIME: Gauge "process_start_time_seconds" [] "Unix time at which the process started.";
+}
+
+/// The value of a label. Never a client's text: there is no way to make one from it by accident.
+#[derive(Clone, Copy, Debug)]
+pub enum Value<'a> {
+    /// A word of the program.
+    Word(&'static str),
+    /// Checked text of the configuration: a repository's name, the file's hash.
+    Configured(&'a str),
+}
+
+impl From<&'static str> for Value<'_> {
+    fn from(word: &'static str) -> Self {
+        Value::Word(word)
+    }
+}
+
+impl From<Side> for Value<'_> {
+    fn from(side: Side) -> Self {
+        Value::Word(side.name())
+    }
+}
+
+impl<'a> Value<'a> {
+    fn text(self) -> Cow<'static, str> {
+        match self {
+            Value::Word(word) => Cow::Borrowed(word),
+            Value::Configured(text) => Cow::Owned(text.to_owned()),
+        }
+    }
+}
+
+/// Values of one family by the values of its labels.
+type Rows = BTreeMap<Vec<Cow<'static, str>>, f64>;
+
+/// All metrics of one process (or of one test). Cheap to share as `Arc<Metrics>`.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    gauges: Mutex<BTreeMap<&'static str, Rows>>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    pub fn new() -> Self {
+        let recorder =
+            PrometheusBuilder::new().set_buckets(BUCKETS).expect("there are buckets").build_recorder();
+        for metric in ALL {
+            let (name, help) = (KeyName::from_const_str(metric.name), metric.help.into());
+            let unit: Option<Unit> = None;
+            match metric.kind {
+                Kind::Counter => recorder.describe_counter(name, unit, help),
+                Kind::Histogram => recorder.describe_histogram(name, unit, help),
+                Kind::Gauge => {}
+            }
+        }
+        let metrics = Self { handle: recorder.handle(), recorder, gauges: Mutex::default() };
+        metrics.gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION").into()], 1.0);
+        // A counter that is there from the start makes the first increase visible to `rate()`.
+        for metric in ALL.iter().filter(|m| m.kind == Kind::Counter && m.labels.is_empty()) {
+            if !metric.name.starts_with("process_") {
+                let _ = metrics.counter(metric, &[]);
+            }
+        }
+        for result in ["ok", "refused"] {
+            let _ = metrics.counter(&CONFIG_RELOAD, &[result.into()]);
+        }
+        metrics
+    }
+
+    /// A handle to count with; keep it where it is used often. The same labels give the same counter.
+    pub fn counter(&self, metric: &Metric, labels: &[Value<'_>]) -> Counter {
+        debug_assert_eq!(metric.kind, Kind::Counter, "{}", metric.name);
+        self.recorder.register_counter(&key(metric, labels), &METADATA)
+    }
+
+    /// A handle to record seconds with; keep it where it is used often.
+    pub fn histogram(&self, metric: &Metric, labels: &[Value<'_>]) -> Histogram {
+        debug_assert_eq!(metric.kind, Kind::Histogram, "{}", metric.name);
+        self.recorder.register_histogram(&key(metric, labels), &METADATA)
+    }
+
+    /// Sets one gauge.
+    pub fn gauge(&self, metric: &'static Metric, labels: &[Value<'_>], value: f64) {
+        debug_assert_eq!(metric.kind, Kind::Gauge, "{}", metric.name);
+        debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+        let labels = labels.iter().map(|l| l.text()).collect();
+        self.rows().entry(metric.name).or_default().insert(labels, value);
+    }
+
+    /// Sets all gauges of a family: those not named are gone.
+    pub fn replace<'a>(
+        &self,
+        metric: &'static Metric,
+        rows: impl IntoIterator<Item = (Vec<Value<'a>>, f64)>,
+    ) {
+        let rows = rows.into_iter().map(|(labels, value)| (labels.iter().map(|l| l.text()).collect(), value));
+        let rows: Rows = rows.collect();
+        debug_assert_eq!(metric.kind, Kind::Gauge, "{}", metric.name);
+        debug_assert!(rows.keys().all(|k| k.len() == metric.labels.len()), "{}", metric.name);
+        self.rows().insert(metric.name, rows);
+    }
+
+    /// A configuration was accepted (at the start too): its hash and weights are in force from now on.
+    pub fn config_accepted(&self, hash: &str, policy: &Policy) {
+        self.counter(&CONFIG_RELOAD, &["ok".into()]).increment(1);
+        self.replace(&CONFIG_INFO, [(vec![Value::Configured(hash)], 1.0)]);
+        self.gauge(&CONFIG_LAST_RELOAD_SUCCESSFUL, &[], 1.0);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.gauge(&CONFIG_LAST_RELOAD_SUCCESS, &[], now.as_secs_f64());
+        self.replace(&ROUTE_WEIGHT, weights(policy));
+    }
+
+    /// A configuration was refused; the old one stays.
+    pub fn config_refused(&self) {
+        self.counter(&CONFIG_RELOAD, &["refused".into()]).increment(1);
+        self.gauge(&CONFIG_LAST_RELOAD_SUCCESSFUL, &[], 0.0);
+    }
+
+    /// Everything, in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let mut out = self.handle.render();
+        for metric in ALL.iter().filter(|m| m.kind == Kind::Gauge) {
+            if let Some(rows) = self.rows().get(metric.name) {
+                write_family(&mut out, metric, rows);
+            }
+        }
+        for (metric, value) in process::read() {
+            write_family(&mut out, metric, &Rows::from([(Vec::new(), value)]));
+        }
+        out
+    }
+
+    /// Sorts samples of histograms into their buckets once a second; without it they pile up between two
+    /// scrapes. Never ends: spawn it beside the HTTP endpoint.
+    pub async fn upkeep(&self) {
+        let mut ticks = tokio::time::interval(UPKEEP);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.handle.run_upkeep();
+        }
+    }
+
+    fn rows(&self) -> MutexGuard<'_, BTreeMap<&'static str, Rows>> {
+        self.gauges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The class of an SQLSTATE, from the closed list of Postgres' appendix A: a server sends any five characters
+/// that a function raises, so what is not in the list is `other`.
+pub fn sqlstate_class(sqlstate: &str) -> &'static str {
+    const CLASSES: &[&str] = &[
+        "00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "0Z", "10", "20", "21", "22", "23",
+        "24", "25", "26", "27", "28", "2B", "2D", "2F", "34", "38", "39", "3B", "3D", "3F", "40", "42", "44",
+        "53", "54", "55", "57", "58", "72", "F0", "HV", "P0", "XX",
+    ];
+    let class = sqlstate.as_bytes().get(..2).unwrap_or_default();
+    CLASSES.iter().copied().find(|c| c.as_bytes() == class).unwrap_or("other")
+}
+
+const METADATA: Metadata<'static> = Metadata::new("crossfade", Level::INFO, None);
+
+fn key(metric: &Metric, labels: &[Value<'_>]) -> Key {
+    debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+    let labels = metric.labels.iter().zip(labels).map(|(name, value)| Label::new(*name, value.text()));
+    Key::from_parts(metric.name, labels.collect::<Vec<_>>())
+}
+
+fn weights(policy: &Policy) -> impl Iterator<Item = (Vec<Value<'_>>, f64)> {
+    policy.repositories.iter().flat_map(|repository| {
+        [("read", repository.reads), ("write", repository.writes)].into_iter().flat_map(move |(op, share)| {
+            let target = f64::from(share.basis_points()) / 10_000.0;
+            let row = move |side: Side| vec![Value::Configured(&repository.name), side.into(), op.into()];
+            [(row(Side::Source), 1.0 - target), (row(Side::Target), target)]
+        })
+    })
+}
+
+fn write_family(out: &mut String, metric: &Metric, rows: &Rows) {
+    let mut write = || {
+        writeln!(out, "# HELP {} {}", metric.name, metric.help)?;
+        writeln!(out, "# TYPE {} {}", metric.name, metric.kind.name())?;
+        for (labels, value) in rows {
+            out.write_str(metric.name)?;
+            let mut separator = '{';
+            for (name, value) in metric.labels.iter().zip(labels) {
+                let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+                write!(out, "{separator}{name}=\"{value}\"")?;
+                separator = ',';
+            }
+            writeln!(out, "{} {value}", if labels.is_empty() { "" } else { "}" })?;
+        }
+        out.write_char('\n')
+    };
+    write().expect("a String takes all that is written");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::route::policy::{OnUnknown, Repository, Share, TransactionReads};
+
+    fn policy(repositories: &[(&str, u16)]) -> Policy {
+        let repository = |&(name, target): &(&str, u16)| Repository {
+            name: name.into(),
+            tables: vec![],
+            functions: vec![],
+            reads: Share::new(target).unwrap(),
+            writes: Share::NONE,
+        };
+        Policy {
+            generation: 1,
+            repositories: repositories.iter().map(repository).collect(),
+            on_unknown: OnUnknown::Refuse,
+            transactions: TransactionReads::Weighted,
+            sticky: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn documentation_and_code_agree() {
+        let text = include_str!("../../docs/metrics.md");
+        let row = |line: &str| -> Option<(String, String, String, String)> {
+            let cells: Vec<&str> = line.strip_prefix("| `")?.trim_end_matches(" |").split(" | ").collect();
+            let [name, kind, labels, help] = cells[..] else { panic!("four cells: {line}") };
+            Some((name.trim_end_matches('`').into(), kind.into(), labels.replace('`', ""), help.into()))
+        };
+        let documented: BTreeSet<_> = text.lines().filter_map(row).collect();
+        let declared: BTreeSet<_> = ALL
+            .iter()
+            .map(|m| (m.name.into(), m.kind.name().into(), m.labels.join(", "), m.help.into()))
+            .collect();
+        let missing: Vec<_> = declared.difference(&documented).collect();
+        let stale: Vec<_> = documented.difference(&declared).collect();
+        assert!(missing.is_empty() && stale.is_empty(), "not in docs: {missing:#?}\nnot in code: {stale:#?}");
+    }
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let names: BTreeSet<_> = ALL.iter().map(|m| m.name).collect();
+        assert_eq!(names.len(), ALL.len(), "a name is declared twice");
+        for metric in ALL {
+            assert!(
+                metric.name.starts_with("crossfade_") || metric.name.starts_with("process_"),
+                "{metric:?}"
+            );
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{metric:?}");
+            assert!(metric.kind != Kind::Histogram || metric.name.ends_with("_seconds"), "{metric:?}");
+        }
+    }
+
+    #[test]
+    fn renders_every_kind() {
+        let metrics = Metrics::new();
+        metrics.counter(&LOGINS, &["ok".into()]).increment(3);
+        metrics.histogram(&POOL_WAIT, &[Side::Target.into()]).record(0.0007);
+        metrics.gauge(&CLIENT_CONNECTIONS, &["idle".into()], 2.0);
+        let text = metrics.render();
+        for line in [
+            "# TYPE crossfade_logins_total counter",
+            "crossfade_logins_total{outcome=\"ok\"} 3",
+            "crossfade_pool_wait_seconds_bucket{backend=\"target\",le=\"0.0005\"} 0",
+            "crossfade_pool_wait_seconds_bucket{backend=\"target\",le=\"0.001\"} 1",
+            "crossfade_pool_wait_seconds_count{backend=\"target\"} 1",
+            "# TYPE crossfade_client_connections gauge",
+            "crossfade_client_connections{state=\"idle\"} 2",
+            "crossfade_plan_cache_hits_total 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
+        let types: Vec<_> = text.lines().filter(|l| l.starts_with("# TYPE")).collect();
+        assert_eq!(types.iter().collect::<BTreeSet<_>>().len(), types.len(), "a family is rendered twice");
+    }
+
+    #[test]
+    fn what_the_configuration_no_longer_names_is_gone() {
+        let metrics = Metrics::new();
+        metrics.config_accepted("aa", &policy(&[("default", 0), ("old", 2_500)]));
+        let text = metrics.render();
+        assert!(
+            text.contains("crossfade_route_weight{repository=\"old\",backend=\"target\",op=\"read\"} 0.25\n")
+        );
+        metrics.config_accepted("bb", &policy(&[("default", 0)]));
+        metrics.config_refused();
+        let text = metrics.render();
+        assert!(!text.contains("\"old\"") && !text.contains("hash=\"aa\""), "{text}");
+        for line in [
+            "crossfade_config_info{hash=\"bb\"} 1",
+            "crossfade_config_reload_total{result=\"ok\"} 2",
+            "crossfade_config_reload_total{result=\"refused\"} 1",
+            "crossfade_config_last_reload_successful 0",
+            "crossfade_route_weight{repository=\"default\",backend=\"source\",op=\"write\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn label_values_are_escaped() {
+        let metrics = Metrics::new();
+        let value = "a\"b\\c\nd";
+        metrics.gauge(&CONFIG_INFO, &[Value::Configured(value)], 1.0);
+        metrics
+            .counter(&ROUTES, &[Value::Configured(value), Side::Source.into(), "weight".into()])
+            .increment(1);
+        let text = metrics.render();
+        assert!(text.contains(r#"crossfade_config_info{hash="a\"b\\c\nd"} 1"#), "{text}");
+        assert!(text.contains(r#"{repository="a\"b\\c\nd",backend="source",reason="weight"} 1"#), "{text}");
+    }
+
+    #[test]
+    fn sqlstate_classes_are_a_closed_set() {
+        for (state, class) in [
+            ("23505", "23"),
+            ("XX000", "XX"),
+            ("zz123", "other"),
+            ("", "other"),
+            ("é1", "other"),
+            ("4", "other"),
+        ] {
+            assert_eq!(sqlstate_class(state), class, "{state}");
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! The admin console's commands: what they are called, who may give them, what they answer.
+//!
+//! The console is the database `crossfade`, reached like any other. Besides its own commands it answers what
+//! psql and drivers say on their own ([`Command::Select`], [`Command::Ignored`], transaction control), because
+//! a console that a driver cannot open is of no use. `console_wire` speaks the protocol.
+
+use std::future::Future;
+
+use super::{
+    console_parse::words_of,
+    console_rows::{
+        Cell, ClientRow, Column, ConfigRow, PoolRow, RepositoryRow, ServerRow, StatsRow, ToCells, columns,
+    },
+};
+use crate::{Side, error::ClientError};
+
+pub use super::console_parse::{parse, parse_all};
+
+/// What the console reads from the proxy and asks of it. Futures need not be `Send`.
+pub trait Operator {
+    /// SHOW REPOSITORIES
+    fn repositories(&self) -> impl Future<Output = Vec<RepositoryRow>>;
+    /// SHOW POOLS
+    fn pools(&self) -> impl Future<Output = Vec<PoolRow>>;
+    /// SHOW CLIENTS
+    fn clients(&self) -> impl Future<Output = Vec<ClientRow>>;
+    /// SHOW SERVERS
+    fn servers(&self) -> impl Future<Output = Vec<ServerRow>>;
+    /// SHOW STATS
+    fn stats(&self) -> impl Future<Output = Vec<StatsRow>>;
+    /// SHOW CONFIG; secrets are masked here already.
+    fn config(&self) -> impl Future<Output = Vec<ConfigRow>>;
+    /// RELOAD: a sentence on what changed, or every mistake of the file.
+    fn reload(&self) -> impl Future<Output = Result<String, Vec<String>>>;
+    /// PAUSE one backend, or both: no new work is sent there.
+    fn pause(&self, side: Option<Side>) -> impl Future<Output = Result<(), String>>;
+    /// RESUME one backend, or both.
+    fn resume(&self, side: Option<Side>) -> impl Future<Output = Result<(), String>>;
+    /// KILL a client; false when there is none with this id.
+    fn kill(&self, client: u64) -> impl Future<Output = bool>;
+}
+
+/// What a user of the console may do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// Look and change.
+    Admin,
+    /// Look.
+    Stats,
+}
+
+/// A statement that the console understands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Nothing but white space and comments.
+    Empty,
+    /// SHOW ...
+    Show(Show),
+    /// RELOAD
+    Reload,
+    /// PAUSE \[source | target\]
+    Pause(Option<Side>),
+    /// RESUME \[source | target\]
+    Resume(Option<Side>),
+    /// KILL id
+    Kill(u64),
+    /// SELECT of constants and of a few functions that drivers call.
+    Select(Vec<Item>),
+    /// BEGIN, START TRANSACTION: the tag it answers with.
+    Begin(&'static str),
+    /// COMMIT, END
+    Commit,
+    /// ROLLBACK, ABORT
+    Rollback,
+    /// ROLLBACK TO
+    RollbackTo,
+    /// DEALLOCATE name; `None` is ALL.
+    Deallocate(Option<String>),
+    /// SET, RESET, DISCARD, SAVEPOINT, ...: accepted without effect; the tag it answers with.
+    Ignored(&'static str),
+}
+
+/// What to show.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Show {
+    /// Weights and what each side answered.
+    Repositories,
+    /// Server connections by user and backend.
+    Pools,
+    /// Everyone connected.
+    Clients,
+    /// Every server connection.
+    Servers,
+    /// Totals by user and backend.
+    Stats,
+    /// The configuration in force.
+    Config,
+    /// Version of crossfade.
+    Version,
+    /// The commands.
+    Help,
+    /// A setting that drivers ask for, by its canonical name.
+    Setting(&'static str),
+}
+
+/// A column of [`Command::Select`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Item {
+    /// Its name and type.
+    pub column: Column,
+    /// Its value.
+    pub value: Expression,
+}
+
+/// What a column of a SELECT is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expression {
+    /// Known from the text.
+    Constant(Cell),
+    /// `current_user` and its relatives.
+    User,
+    /// `pg_backend_pid()`
+    ProcessId,
+    /// `current_setting('...')`
+    Setting(&'static str),
+}
+
+/// Every command of the console's own: its form, whether it changes something, what it does.
+pub const HELP: &[(&str, bool, &str)] = &[
+    ("SHOW REPOSITORIES", false, "weights, lead, and what each backend answered"),
+    ("SHOW POOLS", false, "server connections by user and backend"),
+    ("SHOW CLIENTS", false, "everyone connected"),
+    ("SHOW SERVERS", false, "every server connection"),
+    ("SHOW STATS", false, "totals by user and backend"),
+    ("SHOW CONFIG", false, "the configuration in force, secrets masked"),
+    ("SHOW VERSION", false, "version of crossfade"),
+    ("SHOW HELP", false, "this list"),
+    ("RELOAD", true, "load the configuration again; a mistake changes nothing"),
+    ("PAUSE [source|target]", true, "send no new work to one backend, or to both"),
+    ("RESUME [source|target]", true, "undo PAUSE"),
+    ("KILL id", true, "disconnect the client with this id (SHOW CLIENTS)"),
+];
+
+/// Settings that drivers ask for, by their canonical names; ParameterStatus and SHOW draw on the same list.
+const SETTINGS: &[(&str, &str)] = &[
+    ("application_name", ""),
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO, MDY"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    ("extra_float_digits", "1"),
+    ("in_hot_standby", "off"),
+    ("integer_datetimes", "on"),
+    ("IntervalStyle", "postgres"),
+    ("is_superuser", "off"),
+    ("max_identifier_length", "63"),
+    ("scram_iterations", "4096"),
+    ("search_path", "\"$user\", public"),
+    ("server_encoding", "UTF8"),
+    ("server_version", concat!("15.0 (crossfade ", env!("CARGO_PKG_VERSION"), ")")),
+    ("server_version_num", "150000"),
+    ("session_authorization", ""),
+    ("standard_conforming_strings", "on"),
+    ("statement_timeout", "0"),
+    ("TimeZone", "UTC"),
+    ("transaction_isolation", "read committed"),
+    ("transaction_read_only", "off"),
+];
+
+/// What SHOW VERSION says.
+pub const VERSION: &str = concat!("crossfade ", env!("CARGO_PKG_VERSION"));
+
+/// Canonical spelling of a setting the console knows.
+pub(super) fn setting_name(name: &str) -> Option<&'static str> {
+    SETTINGS.iter().map(|(known, _)| *known).find(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// Value of a setting; `user` for `session_authorization`.
+pub(super) fn setting(name: &str, user: &str) -> String {
+    match name {
+        "session_authorization" => user.to_owned(),
+        _ => SETTINGS.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value).to_owned(),
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller<'a> {
+    /// Login name.
+    pub user: &'a str,
+    /// What they may do.
+    pub role: Role,
+    /// Id in SHOW CLIENTS and in the log.
+    pub client: u64,
+    /// Process id told in BackendKeyData.
+    pub process_id: i32,
+}
+
+/// What a command answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// Rows in the order of [`columns`].
+    pub rows: Vec<Vec<Cell>>,
+    /// Something worth telling: sent as a notice.
+    pub notice: Option<String>,
+}
+
+impl Command {
+    /// Does it change anything in the proxy?
+    pub fn changes(&self) -> bool {
+        match self {
+            Command::Reload | Command::Pause(_) | Command::Resume(_) | Command::Kill(_) => true,
+            Command::Empty
+            | Command::Show(_)
+            | Command::Select(_)
+            | Command::Begin(_)
+            | Command::Commit
+            | Command::Rollback
+            | Command::RollbackTo
+            | Command::Deallocate(_)
+            | Command::Ignored(_) => false,
+        }
+    }
+
+    /// The command tag after `rows` rows.
+    pub fn tag(&self, rows: usize) -> String {
+        match self {
+            Command::Empty => String::new(),
+            Command::Show(_) => "SHOW".into(),
+            Command::Reload => "RELOAD".into(),
+            Command::Pause(_) => "PAUSE".into(),
+            Command::Resume(_) => "RESUME".into(),
+            Command::Kill(_) => "KILL".into(),
+            Command::Select(_) => format!("SELECT {rows}"),
+            Command::Begin(tag) | Command::Ignored(tag) => (*tag).into(),
+            Command::Commit => "COMMIT".into(),
+            Command::Rollback | Command::RollbackTo => "ROLLBACK".into(),
+            Command::Deallocate(Some(_)) => "DEALLOCATE".into(),
+            Command::Deallocate(None) => "DEALLOCATE ALL".into(),
+        }
+    }
+}
+
+/// Does what `command` says, if `caller` may. Changes are logged with their author, refused ones too.
+pub async fn run(
+    command: &Command,
+    caller: &Caller<'_>,
+    operator: &impl Operator,
+) -> Result<Answer, ClientError> {
+    if command.changes() {
+        let allowed = caller.role == Role::Admin;
+        let &Caller { client, user, .. } = caller;
+        tracing::info!(client, user, command = words_of(command), allowed, "console command");
+        if !allowed {
+            return Err(ClientError::error("42501", format!("user \"{user}\" may only look"))
+                .detail("The user is in admin.stats_users; this command needs admin.admin_users.")
+                .hint("SHOW HELP lists what every role may do."));
+        }
+    }
+    let refused = |why: String| ClientError::error("55000", why);
+    let rows = match command {
+        Command::Show(show) => rows_of(show, caller, operator).await,
+        Command::Select(items) => vec![items.iter().map(|item| evaluate(&item.value, caller)).collect()],
+        Command::Reload => {
+            let notice = operator.reload().await.map_err(|mistakes| config_refused(&mistakes))?;
+            return Ok(Answer { rows: Vec::new(), notice: Some(notice) });
+        }
+        Command::Pause(side) => operator.pause(*side).await.map(|()| Vec::new()).map_err(refused)?,
+        Command::Resume(side) => operator.resume(*side).await.map(|()| Vec::new()).map_err(refused)?,
+        Command::Kill(id) => {
+            if !operator.kill(*id).await {
+                return Err(ClientError::error("42704", format!("there is no client with the id {id}"))
+                    .hint("SHOW CLIENTS lists them."));
+            }
+            Vec::new()
+        }
+        Command::Empty
+        | Command::Begin(_)
+        | Command::Commit
+        | Command::Rollback
+        | Command::RollbackTo
+        | Command::Deallocate(_)
+        | Command::Ignored(_) => Vec::new(),
+    };
+    debug_assert!(rows.iter().all(|row| row.len() == columns(command).len()), "{command:?}");
+    Ok(Answer { rows, notice: None })
+}
+
+fn config_refused(mistakes: &[String]) -> ClientError {
+    let count = mistakes.len();
+    let plural = if count == 1 { "" } else { "s" };
+    ClientError::error("F0000", format!("the configuration was refused: {count} mistake{plural}"))
+        .detail(mistakes.join("\n"))
+        .hint("The configuration that was in force stays in force.")
+}
+
+async fn rows_of(show: &Show, caller: &Caller<'_>, operator: &impl Operator) -> Vec<Vec<Cell>> {
+    fn cells<T: ToCells>(rows: Vec<T>) -> Vec<Vec<Cell>> {
+        rows.into_iter().map(ToCells::cells).collect()
+    }
+    match show {
+        Show::Repositories => cells(operator.repositories().await),
+        Show::Pools => cells(operator.pools().await),
+        Show::Clients => cells(operator.clients().await),
+        Show::Servers => cells(operator.servers().await),
+        Show::Stats => cells(operator.stats().await),
+        Show::Config => cells(operator.config().await),
+        Show::Version => vec![vec![VERSION.into()]],
+        Show::Setting(name) => vec![vec![setting(name, caller.user).into()]],
+        Show::Help => HELP
+            .iter()
+            .map(|&(form, changes, what)| {
+                vec![form.into(), if changes { "admin" } else { "stats, admin" }.into(), what.into()]
+            })
+            .collect(),
+    }
+}
+
+fn evaluate(expression: &Expression, caller: &Caller<'_>) -> Cell {
+    match expression {
+        Expression::Constant(cell) => cell.clone(),
+        Expression::User => caller.user.into(),
+        Expression::ProcessId => caller.process_id.into(),
+        Expression::Setting(name) => setting(name, caller.user).into(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::config::PoolMode;
+
+    /// Remembers what it was asked to do.
+    #[derive(Default)]
+    pub(in crate::admin) struct Fake {
+        pub(in crate::admin) done: RefCell<Vec<String>>,
+        pub(in crate::admin) clients: usize,
+    }
+
+    impl Operator for Fake {
+        async fn repositories(&self) -> Vec<RepositoryRow> {
+            vec![RepositoryRow {
+                name: "document".into(),
+                tables: vec!["public.documents".into(), "public.document_*".into()],
+                reads_target_percent: 12.34,
+                mirror: "off".into(),
+                lead: "source".into(),
+                queries: [7, 3],
+                ..RepositoryRow::default()
+            }]
+        }
+        async fn pools(&self) -> Vec<PoolRow> {
+            let row = |backend| PoolRow {
+                user: "app".into(),
+                mode: PoolMode::Transaction,
+                backend,
+                active: 2,
+                idle: 1,
+                waiting: 0,
+                max_wait_ms: 1.5,
+                size: 20,
+                paused: false,
+            };
+            Side::BOTH.map(row).into()
+        }
+        async fn clients(&self) -> Vec<ClientRow> {
+            let row = |id| ClientRow { id, user: "app".into(), state: "idle".into(), ..ClientRow::default() };
+            (1..=self.clients as u64).map(row).collect()
+        }
+        async fn servers(&self) -> Vec<ServerRow> {
+            vec![ServerRow {
+                backend: Side::Source,
+                process_id: 42,
+                user: "app".into(),
+                state: "idle".into(),
+                client: None,
+                age_seconds: 3.5,
+                idle_seconds: 0.0,
+                transactions: 9,
+                tls: true,
+            }]
+        }
+        async fn stats(&self) -> Vec<StatsRow> {
+            vec![StatsRow {
+                user: "app".into(),
+                backend: Side::Target,
+                transactions: 1,
+                queries: 2,
+                errors: 0,
+                received_bytes: 10,
+                sent_bytes: 20,
+                transaction_ms_avg: 0.5,
+                query_ms_avg: 0.25,
+                wait_ms_avg: 0.0,
+            }]
+        }
+        async fn config(&self) -> Vec<ConfigRow> {
+            vec![ConfigRow { key: "source.password".into(), value: "***".into(), hot: true }]
+        }
+        async fn reload(&self) -> Result<String, Vec<String>> {
+            self.done.borrow_mut().push("reload".into());
+            Ok("nothing changed".into())
+        }
+        async fn pause(&self, side: Option<Side>) -> Result<(), String> {
+            self.done.borrow_mut().push(format!("pause {side:?}"));
+            Ok(())
+        }
+        async fn resume(&self, side: Option<Side>) -> Result<(), String> {
+            self.done.borrow_mut().push(format!("resume {side:?}"));
+            Ok(())
+        }
+        async fn kill(&self, client: u64) -> bool {
+            self.done.borrow_mut().push(format!("kill {client}"));
+            client == 7
+        }
+    }
+
+    fn caller(role: Role) -> Caller<'static> {
+        Caller { user: "eve", role, client: 5, process_id: 99 }
+    }
+
+    /// Every command of the console's own, as text. The match makes a new command fail to compile here.
+    pub(in crate::admin) const EVERY: &[&str] = &[
+        "",
+        "show repositories",
+        "show pools",
+        "show clients",
+        "show servers",
+        "show stats",
+        "show config",
+        "show version",
+        "show help",
+        "show timezone",
+        "reload",
+        "pause",
+        "pause source",
+        "pause target",
+        "resume",
+        "resume target",
+        "kill 7",
+        "select 1, current_user",
+        "begin",
+        "start transaction",
+        "commit",
+        "rollback",
+        "rollback to a",
+        "deallocate all",
+        "deallocate x",
+        "set a = 1",
+        "reset all",
+        "discard all",
+        "savepoint a",
+        "release a",
+        "unlisten *",
+        "close all",
+    ];
+
+    #[tokio::test]
+    async fn every_command_against_every_role() {
+        let mut changing = 0;
+        for text in EVERY {
+            let command = parse(text).unwrap();
+            let needs_admin = match &command {
+                Command::Reload | Command::Pause(_) | Command::Resume(_) | Command::Kill(_) => true,
+                Command::Empty
+                | Command::Show(_)
+                | Command::Select(_)
+                | Command::Begin(_)
+                | Command::Commit => false,
+                Command::Rollback | Command::RollbackTo | Command::Deallocate(_) | Command::Ignored(_) => {
+                    false
+                }
+            };
+            for role in [Role::Admin, Role::Stats] {
+                let fake = Fake::default();
+                let result = run(&command, &caller(role), &fake).await;
+                if needs_admin && role == Role::Stats {
+                    let error = result.unwrap_err();
+                    assert_eq!(error.sqlstate, "42501", "{text}");
+                    assert!(error.detail.unwrap().contains("stats_users"), "{text}");
+                    assert!(fake.done.borrow().is_empty(), "{text} was done all the same");
+                } else {
+                    let answer = result.unwrap_or_else(|e| panic!("{text}: {e:?}"));
+                    assert_eq!(needs_admin, !fake.done.borrow().is_empty(), "{text}");
+                    assert!(answer.rows.iter().all(|r| r.len() == columns(&command).len()), "{text}");
+                }
+            }
+            changing += usize::from(needs_admin);
+        }
+        assert_eq!(changing, 7);
+        // Each line of the help is in the list above.
+        for (form, changes, _) in HELP {
+            let form = form.to_lowercase().replace(" [source|target]", "").replace(" id", " 7");
+            assert!(EVERY.contains(&&*form), "{form}");
+            assert_eq!(parse(&form).unwrap().changes(), *changes, "{form}");
+        }
+    }
+
+    #[tokio::test]
+    async fn answers() {
+        let fake = Fake::default();
+        let admin = caller(Role::Admin);
+        let run = async |text: &str| run(&parse(text).unwrap(), &admin, &fake).await;
+        assert_eq!(run("show repositories").await.unwrap().rows[0][2..4], [87.66.into(), 12.34.into()]);
+        assert_eq!(
+            run("select current_user, pg_backend_pid()").await.unwrap().rows,
+            [["eve".into(), 99.into()]]
+        );
+        assert_eq!(run("reload").await.unwrap().notice.as_deref(), Some("nothing changed"));
+        assert_eq!(run("kill 8").await.unwrap_err().sqlstate, "42704");
+        assert_eq!(*fake.done.borrow(), ["reload", "kill 8"]);
+        let error = config_refused(&["3:1: unknown key".into(), "9:2: twice".into()]);
+        assert_eq!(error.message, "the configuration was refused: 2 mistakes");
+        assert_eq!(error.detail.as_deref(), Some("3:1: unknown key\n9:2: twice"));
+    }
+}

@@ -1,0 +1,265 @@
+//! `/metrics`, `/healthz`, `/readyz`. Nothing here changes anything.
+//!
+//! One request a connection, with a limit on its size and a deadline over all of it: the endpoint may be
+//! opened to a network, and a scraper that stalls must cost nothing.
+
+use std::{future::Future, io, net::TcpListener, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use serde::Serialize;
+use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::timeout};
+
+use crate::{
+    Side,
+    report::metrics::{Collect, Metrics},
+};
+
+/// Bytes of a request's head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// From accept to the end of the request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// From accept to the end of the answer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections at once; more wait in the listen backlog.
+const MAX_CONNECTIONS: usize = 64;
+/// After a failed accept (no file descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the endpoints look at.
+#[derive(Clone)]
+pub struct HttpState {
+    /// The process' metrics.
+    pub metrics: Arc<Metrics>,
+    /// Sets the gauges right before `/metrics` is rendered.
+    pub collect: Collect,
+    /// The state of the proxy at this moment.
+    pub health: Arc<dyn Fn() -> Health + Send + Sync>,
+}
+
+/// The state of the proxy.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Health {
+    /// It is about to stop: no new clients, please.
+    pub draining: bool,
+    /// By [`Side::index`].
+    pub backends: [BackendState; 2],
+}
+
+/// What the last health check of a backend said.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// It answered.
+    Up,
+    /// It did not.
+    Down,
+    /// There was none yet.
+    Unknown,
+}
+
+/// Serves until `shutdown` is over; answers under way get a moment to end.
+pub async fn serve(
+    listener: TcpListener,
+    state: HttpState,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let service = TowerToHyperService::new(router(state));
+    let mut connections = JoinSet::new();
+    let accept = async {
+        loop {
+            let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let service = service.clone();
+                    connections.spawn(async move {
+                        connection(stream, service).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "could not accept an HTTP connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+            while connections.try_join_next().is_some() {}
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = shutdown => {}
+    }
+    let rest = async { while connections.join_next().await.is_some() {} };
+    // A client that takes longer loses its answer.
+    let _ = timeout(Duration::from_secs(1), rest).await;
+    Ok(())
+}
+
+/// The routes, for tests and for a server of the caller's.
+pub fn router(state: HttpState) -> Router {
+    Router::new()
+        .route("/", get(async || "crossfade: see /metrics, /healthz, /readyz\n"))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .with_state(state)
+}
+
+async fn connection(stream: TcpStream, service: TowerToHyperService<Router>) {
+    let serve = http1::Builder::new()
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(64)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(CONNECTION_TIMEOUT, serve).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "HTTP connection failed"),
+        Err(_) => tracing::debug!("HTTP connection took too long"),
+    }
+}
+
+async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
+    (state.collect)().await;
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
+}
+
+/// Ready: clients should be sent here. A dead target does not make it unready, since what runs on the source
+/// goes on; without the source nothing does.
+async fn readyz(State(state): State<HttpState>) -> impl IntoResponse {
+    let health = (state.health)();
+    let [source, target] = health.backends;
+    let ready = !health.draining && health.backends[Side::Source.index()] == BackendState::Up;
+    let body = Ready { ready, draining: health.draining, source, target };
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body))
+}
+
+#[derive(Serialize)]
+struct Ready {
+    ready: bool,
+    draining: bool,
+    source: BackendState,
+    target: BackendState,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        sync::oneshot,
+    };
+
+    use super::*;
+    use crate::report::metrics::{self, Value};
+
+    fn state(health: Health) -> HttpState {
+        let metrics = Arc::new(Metrics::new());
+        let mirrored = Arc::clone(&metrics);
+        let collect: Collect = Arc::new(move || {
+            let metrics = Arc::clone(&mirrored);
+            Box::pin(async move { metrics.gauge(&metrics::POOL_WAITERS, &[Value::Word("source")], 4.0) })
+        });
+        HttpState { metrics, collect, health: Arc::new(move || health) }
+    }
+
+    async fn exchange(address: SocketAddr, request: &[u8]) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        // A refused request may end in a reset; what came before counts.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()
+    }
+
+    async fn with_server<T>(health: Health, test: impl AsyncFnOnce(SocketAddr) -> T) -> T {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let server = tokio::spawn(serve(listener, state(health), async { drop(stopped.await) }));
+        let result = test(address).await;
+        drop(stop);
+        server.await.unwrap().unwrap();
+        result
+    }
+
+    const UP: Health = Health { draining: false, backends: [BackendState::Up, BackendState::Up] };
+
+    #[tokio::test]
+    async fn answers() {
+        with_server(UP, async |address| {
+            for (request, status, part) in [
+                ("GET / HTTP/1.1", 200, "/readyz"),
+                ("GET /healthz HTTP/1.1", 200, "ok"),
+                ("HEAD /healthz HTTP/1.1", 200, "content-length: 3"),
+                ("GET /metrics HTTP/1.1", 200, "crossfade_pool_waiters{backend=\"source\"} 4\n"),
+                ("GET /metrics HTTP/1.1", 200, "content-type: text/plain; version=0.0.4"),
+                ("POST /metrics HTTP/1.1", 405, ""),
+                ("GET /reload HTTP/1.1", 404, ""),
+                ("nonsense", 400, ""),
+            ] {
+                let answer = exchange(address, format!("{request}\r\nHost: x\r\n\r\n").as_bytes()).await;
+                assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+                assert!(answer.contains(part), "{request}: {answer}");
+            }
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_huge_head_is_refused() {
+        with_server(UP, async |address| {
+            let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", "x".repeat(MAX_HEAD_BYTES * 2));
+            let answer = exchange(address, request.as_bytes()).await;
+            assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+        })
+        .await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_dropped() {
+        with_server(UP, async |address| {
+            let answer = exchange(address, b"GET / HT").await;
+            assert!(!answer.contains("200"), "{answer}");
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn readiness() {
+        use BackendState::{Down, Unknown, Up};
+        for (draining, backends, status, body) in [
+            (false, [Up, Up], 200, r#"{"ready":true,"draining":false,"source":"up","target":"up"}"#),
+            (false, [Up, Down], 200, r#"{"ready":true,"draining":false,"source":"up","target":"down"}"#),
+            (false, [Down, Up], 503, r#"{"ready":false,"draining":false,"source":"down","target":"up"}"#),
+            (
+                false,
+                [Unknown, Up],
+                503,
+                r#"{"ready":false,"draining":false,"source":"unknown","target":"up"}"#,
+            ),
+            (true, [Up, Up], 503, r#"{"ready":false,"draining":true,"source":"up","target":"up"}"#),
+        ] {
+            let request = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n";
+            let answer =
+                with_server(Health { draining, backends }, async |a| exchange(a, request).await).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert!(answer.ends_with(body), "{answer}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Kept handles for the data path: counting a statement costs no lock, no lookup by name, and no allocation
+//! but for the blocks that histogram samples wait in.
+
+use std::{
+    cell::{OnceCell, RefCell},
+    sync::Arc,
+    time::Duration,
+};
+
+use metrics::{Counter, Histogram};
+
+use super::metrics::{self as names, Metric, Metrics, Value};
+use crate::Side;
+
+/// What a statement does, as a label.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Op {
+    /// Reads rows.
+    Read,
+    /// Writes rows.
+    Write,
+    /// Changes the schema.
+    Ddl,
+    /// Transaction control.
+    Tx,
+    /// Session state, utilities, what was not understood.
+    Other,
+}
+
+impl Op {
+    const ALL: [Op; 5] = [Op::Read, Op::Write, Op::Ddl, Op::Tx, Op::Other];
+
+    /// The word used in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::Ddl => "ddl",
+            Op::Tx => "tx",
+            Op::Other => "other",
+        }
+    }
+}
+
+/// The handles of one data thread. Made anew ([`HotHandles::new`]) when the repositories change; the counts
+/// go on, because the same labels are the same counter.
+#[derive(Debug)]
+pub struct HotHandles {
+    metrics: Arc<Metrics>,
+    repositories: Vec<Repository>,
+    /// Bytes received from clients.
+    pub client_received: Counter,
+    /// Bytes sent to clients.
+    pub client_sent: Counter,
+    /// Bytes received from the backends, by [`Side::index`].
+    pub backend_received: [Counter; 2],
+    /// Bytes sent to the backends, by [`Side::index`].
+    pub backend_sent: [Counter; 2],
+    /// Plans found in the cache.
+    pub plan_cache_hits: Counter,
+    /// Plans made.
+    pub plan_cache_misses: Counter,
+    commits: [Counter; 2],
+    rollbacks: [Counter; 2],
+    pool_wait: [Histogram; 2],
+    unknown: Family,
+}
+
+#[derive(Debug)]
+struct Repository {
+    name: String,
+    /// By side and op. Made on first use: most combinations never occur, and each would be rendered.
+    queries: [[OnceCell<Queries>; Op::ALL.len()]; 2],
+    routes: [Family; 2],
+    errors: [Family; 2],
+}
+
+#[derive(Debug)]
+struct Queries {
+    count: Counter,
+    seconds: Histogram,
+}
+
+/// Counters of one family that differ in one label. Its values are few, so a scan beats a hash.
+#[derive(Debug, Default)]
+struct Family(RefCell<Vec<(&'static str, Counter)>>);
+
+impl Family {
+    fn increment(&self, word: &'static str, make: impl FnOnce() -> Counter) {
+        let mut family = self.0.borrow_mut();
+        if let Some((_, counter)) = family.iter().find(|(w, _)| *w == word) {
+            return counter.increment(1);
+        }
+        let counter = make();
+        counter.increment(1);
+        family.push((word, counter));
+    }
+}
+
+impl HotHandles {
+    /// `repositories` in the order of the policy: the index is the one given to the methods.
+    pub fn new<'a>(metrics: &Arc<Metrics>, repositories: impl IntoIterator<Item = &'a str>) -> Self {
+        let by_side = |metric: &Metric| Side::BOTH.map(|side| metrics.counter(metric, &[side.into()]));
+        let ended = |outcome: &'static str| {
+            Side::BOTH.map(|side| metrics.counter(&names::TRANSACTIONS, &[side.into(), outcome.into()]))
+        };
+        let repository = |name: &str| Repository {
+            name: name.to_owned(),
+            queries: Default::default(),
+            routes: Default::default(),
+            errors: Default::default(),
+        };
+        Self {
+            metrics: Arc::clone(metrics),
+            repositories: repositories.into_iter().map(repository).collect(),
+            client_received: metrics.counter(&names::CLIENT_RECEIVED_BYTES, &[]),
+            client_sent: metrics.counter(&names::CLIENT_SENT_BYTES, &[]),
+            backend_received: by_side(&names::BACKEND_RECEIVED_BYTES),
+            backend_sent: by_side(&names::BACKEND_SENT_BYTES),
+            plan_cache_hits: metrics.counter(&names::PLAN_CACHE_HITS, &[]),
+            plan_cache_misses: metrics.counter(&names::PLAN_CACHE_MISSES, &[]),
+            commits: ended("commit"),
+            rollbacks: ended("rollback"),
+            pool_wait: Side::BOTH.map(|side| metrics.histogram(&names::POOL_WAIT, &[side.into()])),
+            unknown: Family::default(),
+        }
+    }
+
+    /// A statement of this repository was answered by this side. An index that is out of range (of a policy
+    /// that is no longer in force) counts as `default`.
+    pub fn query(&self, repository: usize, side: Side, op: Op, took: Duration) {
+        let Some(repository) = self.repository(repository) else { return };
+        let handles = repository.queries[side.index()][op as usize].get_or_init(|| {
+            let labels = [Value::Configured(&repository.name), side.into(), op.name().into()];
+            Queries {
+                count: self.metrics.counter(&names::QUERIES, &labels),
+                seconds: self.metrics.histogram(&names::QUERY_DURATION, &labels),
+            }
+        });
+        handles.count.increment(1);
+        handles.seconds.record(took.as_secs_f64());
+    }
+
+    /// A statement was routed, for this reason.
+    pub fn route(&self, repository: usize, side: Side, reason: &'static str) {
+        let Some(repository) = self.repository(repository) else { return };
+        repository.routes[side.index()].increment(reason, || {
+            let labels = [Value::Configured(&repository.name), side.into(), reason.into()];
+            self.metrics.counter(&names::ROUTES, &labels)
+        });
+    }
+
+    /// This side answered with an error.
+    pub fn error(&self, repository: usize, side: Side, sqlstate: &str) {
+        let Some(repository) = self.repository(repository) else { return };
+        let class = names::sqlstate_class(sqlstate);
+        repository.errors[side.index()].increment(class, || {
+            let labels = [side.into(), class.into(), Value::Configured(&repository.name)];
+            self.metrics.counter(&names::ERRORS, &labels)
+        });
+    }
+
+    /// A statement was not understood, for this reason.
+    pub fn unknown(&self, reason: &'static str) {
+        self.unknown.increment(reason, || self.metrics.counter(&names::UNKNOWN_STATEMENTS, &[reason.into()]));
+    }
+
+    /// A transaction ended on this side.
+    pub fn transaction(&self, side: Side, committed: bool) {
+        let outcomes = if committed { &self.commits } else { &self.rollbacks };
+        outcomes[side.index()].increment(1);
+    }
+
+    /// A client waited this long for a server connection.
+    pub fn pool_wait(&self, side: Side, waited: Duration) {
+        self.pool_wait[side.index()].record(waited.as_secs_f64());
+    }
+
+    fn repository(&self, index: usize) -> Option<&Repository> {
+        self.repositories.get(index).or_else(|| self.repositories.first())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_go_on_over_threads_and_policies() {
+        let metrics = Arc::new(Metrics::new());
+        for names in
+            [vec!["default", "document"], vec!["default", "document"], vec!["default", "new", "document"]]
+        {
+            let hot = HotHandles::new(&metrics, names.iter().copied());
+            let document = names.len() - 1;
+            hot.query(document, Side::Target, Op::Read, Duration::from_millis(2));
+            hot.query(99, Side::Source, Op::Other, Duration::from_millis(2));
+            hot.route(document, Side::Target, "weight");
+            hot.route(document, Side::Target, "weight");
+            hot.error(document, Side::Source, "23505");
+            hot.unknown("syntax");
+            hot.transaction(Side::Source, true);
+            hot.pool_wait(Side::Source, Duration::from_micros(50));
+            hot.client_sent.increment(100);
+        }
+        let text = metrics.render();
+        for line in [
+            "crossfade_queries_total{repository=\"document\",backend=\"target\",op=\"read\"} 3",
+            "crossfade_queries_total{repository=\"default\",backend=\"source\",op=\"other\"} 3",
+            "crossfade_query_duration_seconds_count{repository=\"document\",backend=\"target\",op=\"read\"} 3",
+            "crossfade_routes_total{repository=\"document\",backend=\"target\",reason=\"weight\"} 6",
+            "crossfade_errors_total{backend=\"source\",sqlstate_class=\"23\",repository=\"document\"} 3",
+            "crossfade_unknown_statements_total{reason=\"syntax\"} 3",
+            "crossfade_transactions_total{backend=\"source\",outcome=\"commit\"} 3",
+            "crossfade_pool_wait_seconds_bucket{backend=\"source\",le=\"0.0001\"} 3",
+            "crossfade_client_sent_bytes_total 300",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+}
