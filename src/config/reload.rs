@@ -2,7 +2,8 @@
 //! or not at all.
 
 use std::{
-    collections::BTreeSet,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{
@@ -38,10 +39,11 @@ pub struct Live {
 #[derive(Debug)]
 struct State {
     /// Files that the last reading read or tried to read, `proxy.toml` included.
-    files: BTreeSet<PathBuf>,
-    /// Digest of their contents at that time.
-    stamp: [u8; 32],
+    files: Digests,
 }
+
+/// Files, and digests of their contents when they were read; `None` for one that could not be.
+type Digests = BTreeMap<PathBuf, Option<[u8; 32]>>;
 
 /// A reload that was published.
 #[derive(Clone, Debug)]
@@ -69,15 +71,14 @@ impl Live {
         path: &Path,
         environment: Vec<(String, String)>,
     ) -> Result<(Self, Vec<Mistake>), Vec<Mistake>> {
-        let (checked, stamp) = read(path, &environment, 1);
-        let files = watched(path, &checked.files);
+        let (checked, files) = read(path, &environment, 1);
         let config = checked.config?;
         let live = Self {
             config: ArcSwap::from_pointee(config),
             path: path.to_owned(),
             environment,
             generation: watch::Sender::new(1),
-            state: Mutex::new(State { files, stamp }),
+            state: Mutex::new(State { files }),
         };
         record(true);
         Ok((live, checked.warnings))
@@ -109,7 +110,7 @@ impl Live {
     /// Reloads if a file is another than at the last attempt.
     fn reload_if_changed(&self) {
         let mut state = self.lock();
-        if stamp(&state.files) != state.stamp {
+        if state.files.iter().any(|(file, old)| digest(&read_file(file)) != *old) {
             // The mistakes were logged and counted; there is nobody to tell.
             let _ = self.reload_locked(Why::File, &mut state);
         }
@@ -118,16 +119,13 @@ impl Live {
     fn reload_locked(&self, why: Why, state: &mut State) -> Result<Reloaded, Vec<Mistake>> {
         let old = self.get();
         let generation = old.policy.generation + 1;
-        let (checked, stamp) = read(&self.path, &self.environment, generation);
-        // Files of a bad configuration too: correcting one of them must be noticed. The old ones stay for
-        // the same reason.
-        let files = watched(&self.path, &checked.files);
-        *state = if checked.config.is_ok() {
-            State { files, stamp }
+        let (checked, files) = read(&self.path, &self.environment, generation);
+        if checked.config.is_ok() {
+            state.files = files;
         } else {
-            let files: BTreeSet<_> = files.into_iter().chain(std::mem::take(&mut state.files)).collect();
-            State { stamp: self::stamp(&files), files }
-        };
+            // The files of a configuration that cannot be read are unknown: those of the last one stay.
+            state.files.extend(files);
+        }
         let mut warnings = checked.warnings;
         let mut config = match checked.config {
             Ok(config) => config,
@@ -160,7 +158,7 @@ impl Live {
         let directory = |file: &PathBuf| file.parent().map(|p| {
             if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_owned() }
         });
-        self.lock().files.iter().filter_map(directory).collect()
+        self.lock().files.keys().filter_map(directory).collect()
     }
 }
 
@@ -177,14 +175,21 @@ impl Why {
 /// Watches the files' directories until dropped.
 #[derive(Debug)]
 pub struct Watching {
-    /// Its end ends the thread.
-    _stop: mpsc::Sender<Wake>,
+    wake: mpsc::Sender<Wake>,
 }
 
+impl Drop for Watching {
+    fn drop(&mut self) {
+        // Fails only when the thread has ended.
+        let _ = self.wake.send(Wake::Stop);
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Wake {
-    Changed,
-    /// Whether an event means anything, files tell better than events.
-    Lost,
+    /// Something happened in one of the directories, or events were lost: the files tell what.
+    Look,
+    Stop,
 }
 
 /// Reloads `live` about 100 ms after its files settle, on a thread of its own.
@@ -192,17 +197,14 @@ enum Wake {
 /// Directories are watched rather than files: editors and ConfigMaps replace a file, and a watch on it
 /// would stay with the one that is gone.
 pub fn watch(live: &Arc<Live>) -> notify::Result<Watching> {
-    let (stop, wakes) = mpsc::channel();
-    let sender = stop.clone();
+    let (wake, wakes) = mpsc::channel();
+    let sender = wake.clone();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        let wake = match event {
-            // Reading the files is an event too.
-            Ok(event) if !is_change(event.kind) => return,
-            Ok(_) => Wake::Changed,
-            Err(_) => Wake::Lost,
-        };
-        // Fails only when nobody watches any more.
-        let _ = sender.send(wake);
+        // Reading the files is an event too. An error means that events were lost.
+        if event.is_err() || event.is_ok_and(|e| is_change(e.kind)) {
+            // Fails only when the thread has ended.
+            let _ = sender.send(Wake::Look);
+        }
     })?;
     let mut watched = BTreeSet::new();
     for directory in live.directories() {
@@ -211,13 +213,14 @@ pub fn watch(live: &Arc<Live>) -> notify::Result<Watching> {
     }
     let live = Arc::downgrade(live);
     let body = move || {
-        // The watcher lives here; what it sends ends when it is dropped, so the end of `live` is polled.
         loop {
-            match wakes.recv_timeout(LOOK) {
-                Ok(Wake::Changed | Wake::Lost) => while wakes.recv_timeout(SETTLE).is_ok() {},
-                // A mount that events do not reach (NFS, some ConfigMaps) is noticed late rather than never.
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            let mut wake = wakes.recv_timeout(LOOK);
+            while wake == Ok(Wake::Look) {
+                wake = wakes.recv_timeout(SETTLE);
+            }
+            // A mount that events do not reach (NFS, some ConfigMaps) is looked at late rather than never.
+            if wake != Err(RecvTimeoutError::Timeout) {
+                return;
             }
             let Some(live) = live.upgrade() else { return };
             live.reload_if_changed();
@@ -225,7 +228,7 @@ pub fn watch(live: &Arc<Live>) -> notify::Result<Watching> {
         }
     };
     thread::Builder::new().name("config-watch".to_owned()).spawn(body).map_err(notify::Error::io)?;
-    Ok(Watching { _stop: stop })
+    Ok(Watching { wake })
 }
 
 /// Files are looked at this often without any event.
@@ -287,8 +290,12 @@ fn keep_what_needs_a_restart(old: &Config, new: &mut Config, path: &Path) -> Vec
     warnings
 }
 
-/// Reads and checks `path` with everything it names; the digest is of what was read.
-pub fn read(path: &Path, environment: &[(String, String)], generation: u64) -> (Checked, [u8; 32]) {
+/// Reads and checks `path` with everything it names, once.
+pub fn check_file(path: &Path, environment: &[(String, String)]) -> Checked {
+    read(path, environment, 1).0
+}
+
+fn read(path: &Path, environment: &[(String, String)], generation: u64) -> (Checked, Digests) {
     let unreadable = |message: String| Checked {
         config: Err(vec![Mistake {
             place: Place::whole(&path.to_string_lossy()),
@@ -299,14 +306,21 @@ pub fn read(path: &Path, environment: &[(String, String)], generation: u64) -> (
         warnings: Vec::new(),
         files: Vec::new(),
     };
-    // Taken first: a change in between makes a difference to the next look.
-    let before = stamp(&watched(path, &[]));
+    // Digests of what was read, not of what the files hold a moment later: a change in between must be noticed.
+    let digests = RefCell::new(BTreeMap::new());
+    let read_file = |file: &Path| {
+        let contents = read_file(file);
+        digests.borrow_mut().insert(file.to_owned(), digest(&contents));
+        contents
+    };
     let contents = match read_file(path) {
         Ok(contents) => contents,
-        Err(error) => return (unreadable(format!("cannot be read: {error}")), before),
+        Err(error) => {
+            return (unreadable(format!("cannot be read: {error}")), digests.into_inner());
+        }
     };
     let Ok(text) = String::from_utf8(contents.bytes) else {
-        return (unreadable("is not UTF-8".to_owned()), before);
+        return (unreadable("is not UTF-8".to_owned()), digests.into_inner());
     };
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut checked =
@@ -325,8 +339,7 @@ pub fn read(path: &Path, environment: &[(String, String)], generation: u64) -> (
             suggestion: Some("chmod o-rwx it, or use password_file".to_owned()),
         });
     }
-    let stamp = stamp(&watched(path, &checked.files));
-    (checked, stamp)
+    (checked, digests.into_inner())
 }
 
 fn read_file(path: &Path) -> io::Result<Contents> {
@@ -347,21 +360,8 @@ fn read_file(path: &Path) -> io::Result<Contents> {
 /// No configuration is larger; a device or a pipe would be endless.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-fn watched(path: &Path, files: &[PathBuf]) -> BTreeSet<PathBuf> {
-    files.iter().cloned().chain([path.to_owned()]).collect()
-}
-
-fn stamp(files: &BTreeSet<PathBuf>) -> [u8; 32] {
-    let mut digest = Sha256::new();
-    for file in files {
-        digest.update(file.as_os_str().as_encoded_bytes());
-        // An absent file differs from an empty one.
-        match read_file(file) {
-            Ok(contents) => digest.update(Sha256::digest(&contents.bytes)),
-            Err(_) => digest.update(b"absent"),
-        }
-    }
-    digest.finalize().into()
+fn digest(contents: &io::Result<Contents>) -> Option<[u8; 32]> {
+    contents.as_ref().ok().map(|c| Sha256::digest(&c.bytes).into())
 }
 
 fn record(good: bool) {
