@@ -123,7 +123,9 @@ impl Cluster {
         authority().issue(&dir.join("tls"), "server", "localhost");
         let mut cluster = Self { dir, major, port: 0 };
         cluster.restart();
-        cluster.admin("postgres").run(&format!("{ROLES}; CREATE DATABASE {TEMPLATE}"));
+        let mut admin = cluster.admin("postgres");
+        admin.run(ROLES);
+        admin.run(&format!("CREATE DATABASE {TEMPLATE}"));
         cluster.admin(TEMPLATE).run(SCHEMA);
         cluster
     }

@@ -207,6 +207,8 @@ impl Frame {
     /// process ids are numbers without meaning, SCRAM messages are random.
     pub(crate) fn full(&self) -> String {
         match self.kind {
+            // What is no protocol at all crossfade may answer in its own words.
+            b'E' if self.sqlstate() == "08P01" => self.short(),
             b'E' | b'N' => {
                 let mut fields = self.fields();
                 for code in ['F', 'L', 'R'] {
