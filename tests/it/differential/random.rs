@@ -53,26 +53,26 @@ const TEXTS: [&str; 12] = [
 ];
 
 fn message(rng: &mut Rng) -> Vec<u8> {
-    let (name, other) = (*rng.pick(&NAMES), *rng.pick(&NAMES));
+    let (name, other) = (rng.pick(&NAMES), rng.pick(&NAMES));
     match rng.below(24) {
         0..=3 => parse(name, rng.pick(&STATEMENTS)),
         4..=7 => bind(name, other, if rng.chance(15) { &["v"] } else { &[] }),
-        8 | 9 => describe(*rng.pick(b"SP"), name),
+        8 | 9 => describe(rng.pick(b"SP"), name),
         10..=13 => execute(name, i32::try_from(rng.below(3)).expect("small")),
-        14 => close(*rng.pick(b"SP"), name),
+        14 => close(rng.pick(b"SP"), name),
         15 => flush(),
         16..=18 => sync(),
         19 => query(rng.pick(&STATEMENTS)),
         20 => query(rng.pick(&TEXTS)),
-        21 => copy_data(*rng.pick(&["7\tx\n", "y", ""])),
+        21 => copy_data(rng.pick(&["7\tx\n", "y", ""])),
         22 => if rng.chance(50) { copy_done() } else { copy_fail("enough") },
-        _ => frame(*rng.pick(b"PBDECSQ"), rng.pick(&[&b""[..], b"\0", b"x", b"\0\0\0\0"])),
+        _ => frame(rng.pick(b"PBDECSQ"), rng.pick(&[&b""[..], b"\0", b"x", b"\0\0\0\0"])),
     }
 }
 
 /// A whole batch that makes sense, so that the random part does not live among errors only.
 fn sensible(rng: &mut Rng) -> Vec<u8> {
-    let name = *rng.pick(&NAMES);
+    let name = rng.pick(&NAMES);
     let rows = i32::try_from(rng.below(3)).expect("small");
     let mut out = [close(b'S', name), parse(name, rng.pick(&STATEMENTS)), bind(name, name, &[])].concat();
     if rng.chance(50) {
@@ -146,7 +146,7 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) 
     for round in 0..rounds {
         let mut rng = Rng(seed.wrapping_add(round));
         let bytes = sequence(&mut rng);
-        let cut = *rng.pick(&[Cut::Whole, Cut::Random(seed), Cut::Bytes]);
+        let cut = rng.pick(&[Cut::Whole, Cut::Random(seed), Cut::Bytes]);
         let way = Way { tls: rng.chance(30), cut };
         let oracle = run(source.port, &proxy.login("alice"), &bytes, &mut admin);
         assert!(!oracle.short.iter().any(|t| t == "SILENCE"), "seed {seed} round {round}: the oracle hangs: {oracle:?}");
