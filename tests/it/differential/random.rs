@@ -151,7 +151,7 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) 
         let oracle = run(source.port, &proxy.login("alice"), &bytes, &mut admin);
         assert!(!oracle.short.iter().any(|t| t == "SILENCE"), "seed {seed} round {round}: the oracle hangs: {oracle:?}");
         let seen = run(proxy.port, &proxy.login("alice").tls(way.tls).cut(way.cut), &bytes, &mut admin);
-        if seen.full != oracle.full {
+        if !equal(&oracle, &seen) {
             let again = format!("CROSSFADE_SEED={} CROSSFADE_ROUNDS=1, sent {}", seed.wrapping_add(round), letters(&bytes));
             wrong.push(difference(&again, way, &oracle, &seen));
         }
@@ -160,6 +160,16 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) 
         }
     }
     assert!(wrong.is_empty(), "{} sequences differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A connection that ends with a FATAL error while bytes are still on their way is reset, and the reset may overtake
+/// the last messages: then one transcript may be shorter.
+fn equal(a: &Transcript, b: &Transcript) -> bool {
+    let fatal = |t: &Transcript| t.short.iter().any(|token| token.starts_with("E!"));
+    if !fatal(a) && !fatal(b) {
+        return a.full == b.full;
+    }
+    a.at_end() && b.at_end() && a.full.iter().zip(&b.full).all(|(x, y)| x == y || x == "EOF" || y == "EOF")
 }
 
 /// The messages sent, readable.

@@ -216,12 +216,33 @@ impl Frame {
                         text.clear();
                     }
                 }
+                if let Some(context) = fields.get_mut(&'W') {
+                    *context = without_temp_number(context);
+                }
                 format!("{} {fields:?}", self.short())
             }
+            b'T' => format!("T {}", printable(&self.without_table_oids())),
             b'K' | b'R' => self.short(),
             b'A' => format!("A {}", printable(&self.body[4..])),
             _ => format!("{} {}", self.short(), printable(&self.body)),
         }
+    }
+
+    /// Body of a RowDescription with the OIDs of tables that are not Postgres' own made equal: a table made anew gets
+    /// another. Types keep theirs.
+    fn without_table_oids(&self) -> Vec<u8> {
+        let mut body = self.body.clone();
+        let mut at = 2;
+        while at < body.len() {
+            at += body[at..].iter().position(|&b| b == 0).map_or(body.len(), |n| n + 1);
+            if let Some(oid) = body.get_mut(at..at + 4)
+                && u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]) >= 16384
+            {
+                oid.copy_from_slice(b"TABL");
+            }
+            at += 18;
+        }
+        body
     }
 
     /// Columns of a DataRow.
@@ -241,6 +262,17 @@ impl Frame {
         }
         columns
     }
+}
+
+/// `pg_temp_7.f` -> `pg_temp.f`: the number is the backend's.
+fn without_temp_number(text: &str) -> String {
+    let mut parts = text.split("pg_temp_");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out += "pg_temp";
+        out += part.trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    out
 }
 
 fn printable(bytes: &[u8]) -> String {
