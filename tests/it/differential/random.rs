@@ -1,0 +1,194 @@
+//! Random sequences of messages, legal and not: the same bytes to Postgres and through crossfade.
+//!
+//! `CROSSFADE_SEED` plays a run again, `CROSSFADE_ROUNDS` sets its length.
+
+use super::{LIMIT, RESET, Transcript, Way, difference};
+use crate::support::{
+    Rng,
+    cluster::{Cluster, newest, oldest},
+    env_number,
+    frames::{
+        bind, close, copy_data, copy_done, copy_fail, describe, execute, flush, frame, parse, query, sync, terminate,
+    },
+    proxy::Settings,
+    seed,
+    wire::{Cut, Login, Next, Wire},
+};
+
+const NAMES: [&str; 3] = ["", "a", "b"];
+
+const STATEMENTS: [&str; 16] = [
+    "SELECT 1",
+    "SELECT id FROM documents ORDER BY id LIMIT 4",
+    "SELECT $1::text",
+    "INSERT INTO users VALUES (1, 'a')",
+    "INSERT INTO users SELECT 2, 'b' RETURNING id",
+    "SELECT 1/0",
+    "SELEC",
+    "",
+    "BEGIN",
+    "COMMIT",
+    "ROLLBACK",
+    "SAVEPOINT s",
+    "ROLLBACK TO s",
+    "SET application_name = 'r'",
+    "COPY users FROM STDIN",
+    "COPY (SELECT 1) TO STDOUT",
+];
+
+/// Texts that only a simple query can carry, besides [`STATEMENTS`].
+const TEXTS: [&str; 12] = [
+    "SELECT 1; SELECT 2",
+    "SELECT 1; SELECT 1/0; SELECT 3",
+    "BEGIN; SELECT 1",
+    "COMMIT; BEGIN",
+    "PREPARE a AS SELECT 'prepared'",
+    "EXECUTE a",
+    "DEALLOCATE a",
+    "DEALLOCATE ALL",
+    "SET LOCAL DateStyle = 'German'",
+    "DECLARE a CURSOR FOR SELECT id FROM documents ORDER BY id",
+    "FETCH 1 FROM a",
+    "DISCARD ALL",
+];
+
+fn message(rng: &mut Rng) -> Vec<u8> {
+    let (name, other) = (rng.pick(&NAMES), rng.pick(&NAMES));
+    match rng.below(24) {
+        0..=3 => parse(name, rng.pick(&STATEMENTS)),
+        4..=7 => bind(name, other, if rng.chance(15) { &["v"] } else { &[] }),
+        8 | 9 => describe(rng.pick(b"SP"), name),
+        10..=13 => execute(name, i32::try_from(rng.below(3)).expect("small")),
+        14 => close(rng.pick(b"SP"), name),
+        15 => flush(),
+        16..=18 => sync(),
+        19 => query(rng.pick(&STATEMENTS)),
+        20 => query(rng.pick(&TEXTS)),
+        21 => copy_data(rng.pick(&["7\tx\n", "y", ""])),
+        22 => if rng.chance(50) { copy_done() } else { copy_fail("enough") },
+        _ => frame(rng.pick(b"PBDECSQ"), rng.pick(&[&b""[..], b"\0", b"x", b"\0\0\0\0"])),
+    }
+}
+
+/// A whole batch that makes sense, so that the random part does not live among errors only.
+fn sensible(rng: &mut Rng) -> Vec<u8> {
+    let name = rng.pick(&NAMES);
+    let rows = i32::try_from(rng.below(3)).expect("small");
+    let mut out = [close(b'S', name), parse(name, rng.pick(&STATEMENTS)), bind(name, name, &[])].concat();
+    if rng.chance(50) {
+        out.extend(describe(b'P', name));
+    }
+    out.extend(execute(name, rows));
+    if rng.chance(70) {
+        out.extend(sync());
+    }
+    out
+}
+
+/// A marker that shows that all has been answered, whatever state the connection is in.
+const MARK: &str = "the end";
+
+fn sequence(rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..3 + rng.below(14) {
+        bytes.extend(if rng.chance(25) { sensible(rng) } else { message(rng) });
+    }
+    bytes.extend([copy_fail("over"), sync(), query("ROLLBACK"), query(&format!("SELECT '{MARK}'"))].concat());
+    bytes
+}
+
+fn run(port: u16, login: &Login, bytes: &[u8], admin: &mut Wire) -> Transcript {
+    admin.run(RESET);
+    let mut seen = Transcript::default();
+    let mut wire = match Wire::connect(port, login) {
+        Ok(wire) => wire,
+        Err(error) => {
+            seen.note(&format!("NO-LOGIN {error:?}"));
+            return seen;
+        }
+    };
+    wire.send(bytes);
+    let mut marked = false;
+    loop {
+        match wire.next(LIMIT) {
+            Next::Frame(frame) => {
+                seen.push(&frame);
+                marked |= frame.kind == b'D' && frame.columns() == [Some(MARK.to_owned())];
+                if marked && frame.kind == b'Z' {
+                    // Whatever comes after this is too much.
+                    wire.send(&terminate());
+                }
+            }
+            Next::Eof => {
+                seen.note("EOF");
+                return seen;
+            }
+            Next::Quiet => {
+                seen.note("SILENCE");
+                return seen;
+            }
+        }
+    }
+}
+
+fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) {
+    source.database(database);
+    target.database(database);
+    let seed = seed(database);
+    let rounds = env_number("CROSSFADE_ROUNDS").unwrap_or(150);
+    let mut settings = Settings::new(database).backends(source, target).tls("prefer");
+    if transaction {
+        settings = settings.transaction(3);
+    }
+    let proxy = settings.start();
+    let mut admin = source.admin(database);
+    let mut wrong = Vec::new();
+    for round in 0..rounds {
+        let mut rng = Rng(seed.wrapping_add(round));
+        let bytes = sequence(&mut rng);
+        let cut = rng.pick(&[Cut::Whole, Cut::Random(seed), Cut::Bytes]);
+        let way = Way { tls: rng.chance(30), cut };
+        let oracle = run(source.port, &proxy.login("alice"), &bytes, &mut admin);
+        assert!(!oracle.short.iter().any(|t| t == "SILENCE"), "seed {seed} round {round}: the oracle hangs: {oracle:?}");
+        let seen = run(proxy.port, &proxy.login("alice").tls(way.tls).cut(way.cut), &bytes, &mut admin);
+        if !equal(&oracle, &seen) {
+            let again = format!("CROSSFADE_SEED={} CROSSFADE_ROUNDS=1, sent {}", seed.wrapping_add(round), letters(&bytes));
+            wrong.push(difference(&again, way, &oracle, &seen));
+        }
+        if wrong.len() >= 10 {
+            break;
+        }
+    }
+    assert!(wrong.is_empty(), "{} sequences differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A connection that ends with a FATAL error while bytes are still on their way is reset, and the reset may overtake
+/// the last messages: then one transcript may be shorter.
+fn equal(a: &Transcript, b: &Transcript) -> bool {
+    let fatal = |t: &Transcript| t.short.iter().any(|token| token.starts_with("E!"));
+    if !fatal(a) && !fatal(b) {
+        return a.full == b.full;
+    }
+    a.at_end() && b.at_end() && a.full.iter().zip(&b.full).all(|(x, y)| x == y || x == "EOF" || y == "EOF")
+}
+
+/// The messages sent, readable.
+fn letters(mut bytes: &[u8]) -> String {
+    let mut out = Vec::new();
+    while bytes.len() >= 5 {
+        let length = u32::from_be_bytes(bytes[1..5].try_into().expect("four bytes")) as usize;
+        out.push(format!("{}[{}]", bytes[0] as char, bytes[5..=length].escape_ascii()));
+        bytes = &bytes[length + 1..];
+    }
+    out.join(" ")
+}
+
+#[test]
+fn random_session() {
+    check(oldest(), newest(), "random_session", false);
+}
+
+#[test]
+fn random_transaction() {
+    check(newest(), oldest(), "random_transaction", true);
+}

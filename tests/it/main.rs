@@ -1,0 +1,12 @@
+//! Integration tests: one binary, real databases, a file per promise.
+//!
+//! Run with `cargo test --test it`: the two clusters are shared by the tests of one process.
+//! `CROSSFADE_IT=direct` lets the suites talk to Postgres itself; what needs the proxy is then skipped. That is how
+//! the suites are tested.
+
+mod differential;
+mod failures;
+mod reload;
+mod security;
+mod support;
+mod tenants;

@@ -1,0 +1,104 @@
+//! The harness: clusters, proxies, a raw protocol client, a fake backend.
+
+pub(crate) mod cluster;
+pub(crate) mod fake;
+pub(crate) mod frames;
+pub(crate) mod http;
+pub(crate) mod proxy;
+pub(crate) mod tls;
+pub(crate) mod wire;
+
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+/// How long a test waits for what must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+
+/// True when the suites talk to Postgres itself (`CROSSFADE_IT=direct`).
+pub(crate) fn direct() -> bool {
+    std::env::var("CROSSFADE_IT").is_ok_and(|v| v == "direct")
+}
+
+/// Ends a test that makes sense with the proxy only.
+macro_rules! needs_proxy {
+    () => {
+        if crate::support::direct() {
+            eprintln!("skipped: needs the proxy");
+            return;
+        }
+    };
+}
+pub(crate) use needs_proxy;
+
+/// Waits until `condition` holds; panics with `what` when it does not within [`PATIENCE`].
+#[track_caller]
+pub(crate) fn wait_for(what: &str, condition: impl FnMut() -> bool) {
+    assert!(holds_within(PATIENCE, condition), "waited in vain for: {what}");
+}
+
+/// Polls until `condition` holds or `limit` has passed.
+pub(crate) fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + limit;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port nobody listens on at this moment.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// A number from the environment, such as `CROSSFADE_SEED`.
+pub(crate) fn env_number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// The seed of a random test: `CROSSFADE_SEED`, else the clock. Printed, so that a failure can be played again.
+pub(crate) fn seed(test: &str) -> u64 {
+    let clock = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |d| u64::from(d.subsec_nanos()) ^ d.as_secs())
+    };
+    let seed = env_number("CROSSFADE_SEED").unwrap_or_else(clock);
+    println!("{test}: CROSSFADE_SEED={seed}");
+    seed
+}
+
+/// SplitMix64: small, seedable and the same everywhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    /// The next 64 bits.
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() % n as u64).expect("below a usize")
+    }
+
+    /// One of `items`.
+    pub(crate) fn pick<T: Copy>(&mut self, items: &[T]) -> T {
+        items[self.below(items.len())]
+    }
+
+    /// True in `percent` of a hundred cases.
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
