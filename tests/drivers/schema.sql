@@ -82,7 +82,7 @@ INSERT INTO documents
 SELECT i, 1 + i * 7 % 50, 'Döcument ' || i, (enum_range(NULL::doc_kind))[1 + i % 7],
        CASE WHEN i % 11 > 0 THEN ARRAY(SELECT (enum_range(NULL::doc_kind))[1 + (i + k) % 7] FROM generate_series(1, i % 4) k) END,
        (enum_range(NULL::doc_state))[1 + i % 3], ROW (i, i * 2, (enum_range(NULL::doc_state))[1 + i % 2])::doc_size,
-       page_range(i, i + 10), i * 1234.5678, i / 7.0,
+       page_range(i, i + 10), i * 1234.5678, (i + 0.5) / 7,
        jsonb_build_object('n', i, 'tags', jsonb_build_array('a' || i, NULL), 'nested', jsonb_build_object('even', i % 2 = 0)),
        decode(md5(i::text), 'hex'), md5(i::text)::uuid, date '2024-01-01' + i,
        timestamptz '2024-01-01 00:00:00Z' + i * interval '1 hour 3 ms', CASE WHEN i % 5 > 0 THEN repeat('note "' || i || E'" \\ \n', i % 3) END

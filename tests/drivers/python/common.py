@@ -53,6 +53,9 @@ class Run:
         print(f"{self.name}: seed {seed}")
         self.operations = self.errors = self.n = 0
         self.sides, self.messages = {"source": 0, "target": 0}, []
+        self.restart_clock()
+
+    def restart_clock(self):
         self.deadline = time.monotonic() + SECONDS
 
     def next(self):
