@@ -146,9 +146,11 @@ impl Demo {
         let end = tokio::time::Instant::now() + duration;
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.tick().await;
-        while tokio::time::timeout_at(end, tick.tick()).await.is_ok() {
+        // The last look is at the end itself.
+        while tokio::time::timeout_at(end - Duration::from_millis(300), tick.tick()).await.is_ok() {
             self.view.refresh(&self.shared.tally(), &STEPS, step);
         }
+        tokio::time::sleep_until(end).await;
         self.view.refresh(&self.shared.tally(), &STEPS, step);
     }
 

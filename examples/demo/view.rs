@@ -9,7 +9,7 @@ use crate::tally::{Step, Tally, percent};
 /// Draws to stdout.
 pub(crate) struct View {
     terminal: bool,
-    /// Lines of the table on the screen, to be drawn over.
+    /// Lines drawn since the last line that stays; on a terminal they are drawn over.
     drawn: usize,
 }
 
@@ -31,6 +31,10 @@ impl View {
             tally.errors, tally.dropped, tally.reconnects, tally.wrong, tally.transactions
         );
         if !self.terminal {
+            if self.drawn == 0 {
+                println!("{HEADER}");
+                self.drawn = 1;
+            }
             println!("{}  {trouble}", row(configured[present], &tally.steps[present]));
             return;
         }
