@@ -17,7 +17,7 @@ use std::{
 };
 
 use clap::Parser;
-use observe::{Metrics, Result, Server};
+use observe::{Activity, Metrics, Result, Server};
 use tally::{NO_STEP, Shared, percent};
 use view::View;
 
@@ -73,7 +73,7 @@ struct Demo {
     shared: Arc<Shared>,
     servers: [Server; 2],
     view: View,
-    /// By step, from pg_stat_statements and from crossfade's metrics: document reads by side.
+    /// By step, from `pg_stat_statements` and from crossfade's metrics: document reads by side.
     counted: Vec<[[u64; 2]; 2]>,
     verdicts: Vec<(bool, String)>,
 }
@@ -106,7 +106,7 @@ impl Demo {
 
         demo.judge_steps();
         demo.judge_totals(broken).await?;
-        Ok(demo.report().await?)
+        demo.report().await
     }
 
     /// Edits the file, waits for the edit to hold, then watches for a fifth of the time.
@@ -230,7 +230,8 @@ impl Demo {
                 let measured = percent(reads);
                 if measured.is_none_or(|measured| (measured - f64::from(configured)).abs() > allowed) {
                     worst[witness] = Some(format!(
-                        ": {configured} % configured, {measured:.2?} measured, {allowed:.2} allowed"
+                        ": {configured} % configured, {} measured, +-{allowed:.2} allowed",
+                        measured.map_or_else(|| "nothing".to_owned(), |measured| format!("{measured:.2} %"))
                     ));
                 }
             }
@@ -277,32 +278,27 @@ impl Demo {
     }
 
     async fn report(&mut self) -> Result<bool> {
-        let mut text = String::from(
-            "\nstep   configured   by clients   by pg_stat_statements (source + target)   by /metrics   transactions   source p50/p99 ms   target p50/p99 ms\n",
-        );
+        let mut lines = vec![String::new(), view::SUMMARY.to_owned()];
         {
-            let shared = Arc::clone(&self.shared);
-            let tally = shared.tally();
+            let tally = self.shared.tally();
             for (number, ((step, configured), counted)) in
                 tally.steps.iter().zip(STEPS).zip(&self.counted).enumerate()
             {
-                text += &view::summary(number + 1, configured, step, counted);
+                lines.push(view::summary(number + 1, configured, step, counted));
             }
-            for sample in &tally.samples {
-                text += &format!("  seen by a client: {sample}\n");
-            }
+            lines.extend(tally.samples.iter().map(|sample| format!("seen by a client: {sample}")));
         }
         for (server, side) in self.servers.iter().zip(crossfade::Side::BOTH) {
-            let a = server.activity().await?;
-            text += &format!(
-                "{side}: Postgres {}, {} commits, {} rollbacks\n",
-                a.version, a.commits, a.rollbacks
-            );
+            let Activity { version, commits, rollbacks, .. } = server.activity().await?;
+            lines.push(format!("{side}: Postgres {version}, {commits} commits, {rollbacks} rollbacks"));
         }
-        self.view.say(&text);
-        for (held, claim) in &self.verdicts {
-            println!("{}  {claim}", if *held { "ok    " } else { "FAILED" });
-        }
+        lines.push(String::new());
+        let verdicts = self
+            .verdicts
+            .iter()
+            .map(|(held, claim)| format!("{}  {claim}", if *held { "ok    " } else { "FAILED" }));
+        lines.extend(verdicts);
+        self.view.say(&lines.join("\n"));
         Ok(self.verdicts.iter().all(|(held, _)| *held))
     }
 }

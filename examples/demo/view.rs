@@ -66,13 +66,17 @@ fn row(configured: u8, step: &Step) -> String {
     )
 }
 
+/// Head of the closing table.
+pub(crate) const SUMMARY: &str = "step   configured   by clients   by pg_stat_statements (source + target)   by /metrics   \
+                                  transactions   source p50/p99 ms   target p50/p99 ms";
+
 /// One line of the closing table. `counted` is what the servers and crossfade counted, by side.
 pub(crate) fn summary(number: usize, configured: u8, step: &Step, counted: &[[u64; 2]; 2]) -> String {
     let share = |reads| percent(reads).map_or_else(|| "-".to_owned(), |percent| format!("{percent:.2} %"));
     let servers = format!("{} ({} + {})", share(counted[0]), counted[0][0], counted[0][1]);
     let [source, target] = Side::BOTH.map(|side| latencies(step, side));
     format!(
-        "{number:>4}   {configured:>8} %   {:>10}   {servers:>40}   {:>11}   {:>12}   {source:>17}   {target:>17}\n",
+        "{number:>4}   {configured:>8} %   {:>10}   {servers:>40}   {:>11}   {:>12}   {source:>17}   {target:>17}",
         share(step.reads),
         share(counted[1]),
         step.draws,

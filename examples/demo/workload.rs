@@ -115,7 +115,9 @@ impl Application {
         let rows = self.client.query(&self.document, &[&id]).await?;
         unit.answered(began, rows.first().map(|row| row.get("served_by")));
         unit.expect(rows.len() == 1, || format!("document {id}: {} rows", rows.len()));
-        rows.iter().for_each(|row| check_document(row, id, unit));
+        for row in &rows {
+            check_document(row, id, unit);
+        }
         Ok(())
     }
 
@@ -155,10 +157,9 @@ impl Application {
         let began = Instant::now();
         let sql = format!("SELECT title, status, served_by FROM document_served WHERE id = {id}");
         let answer = self.client.simple_query(&sql).await?;
-        let row = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
+        let row = answer
+            .iter()
+            .find_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
         unit.answered(began, row.and_then(|row| row.get(2)));
         let right = row.is_some_and(|row| row.get(0) == Some(&title(id)) && row.get(1) == Some(status(id)));
         unit.expect(right, || format!("document {id} by simple query"));
