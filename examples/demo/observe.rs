@@ -86,7 +86,7 @@ impl Metrics {
                 clippy::cast_sign_loss,
                 reason = "a counter of one minute"
             )]
-            let count = self.sum("crossfade_query_duration_seconds_count", &labels) as u64;
+            let count = self.sum("crossfade_queries_total", &labels) as u64;
             count
         })
     }
@@ -94,9 +94,7 @@ impl Metrics {
     /// Percent of the reads of documents that go to the target under the policy in force.
     pub(crate) fn target_weight(&self) -> Option<f64> {
         let labels = [r#"repository="document""#, r#"op="read""#, r#"backend="target""#];
-        self.find("crossfade_route_weight", &labels)
-            .next()
-            .map(|weight| if weight <= 1.0 { weight * 100.0 } else { weight })
+        self.find("crossfade_route_weight", &labels).next().map(|share| share * 100.0)
     }
 
     /// Edits of the configuration that were refused.
