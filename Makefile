@@ -15,13 +15,14 @@ build:   ## optimised binary: target/release/crossfade
 	cargo build --release --locked --bin crossfade
 
 demo:    ## two databases, an application, reads shifted by editing proxy.toml under load (DEMO="--seconds 30")
-	tools/setup demo
+	tools/setup
 	tools/demo $(DEMO)
 
 test:    ## unit and integration tests on real servers, then real drivers in short form
-	tools/setup
+	tools/setup drivers
+	cargo build --locked --bin crossfade
 	cargo test --locked
-	tests/drivers/run --quick
+	tests/drivers/run --seconds 2
 
 lint:    ## formatting and clippy; warnings are errors
 	tools/setup
@@ -33,9 +34,9 @@ bench:   ## direct, pgbouncer and crossfade side by side (BENCH="--quick")
 	tools/bench $(BENCH)
 
 drivers: ## real client libraries through the proxy, the long form
-	tools/setup
+	tools/setup drivers
 	cargo build --locked --bin crossfade
-	tests/drivers/run
+	tests/drivers/run --seconds 20
 
 fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; needs cargo-fuzz and a nightly toolchain
 	tools/setup
