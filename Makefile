@@ -1,0 +1,48 @@
+# `make` lists the targets. Each one installs what it needs first (tools/setup does nothing when all is there).
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint bench drivers fuzz
+
+help:    ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:   ## install Postgres, libclang and the like where they are missing (root or sudo)
+	tools/setup
+
+build:   ## optimised binary: target/release/crossfade
+	tools/setup
+	cargo build --release --locked --bin crossfade
+
+demo:    ## two databases, an application, reads shifted by editing proxy.toml under load (DEMO="--seconds 30")
+	tools/setup
+	tools/demo $(DEMO)
+
+test:    ## unit and integration tests on real servers, then real drivers in short form
+	tools/setup drivers
+	cargo build --locked --bin crossfade
+	cargo test --locked
+	tests/drivers/run --seconds 2
+
+lint:    ## formatting and clippy; warnings are errors
+	tools/setup
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+bench:   ## direct, pgbouncer and crossfade side by side (BENCH="--quick")
+	tools/setup bench
+	tools/bench $(BENCH)
+
+drivers: ## real client libraries through the proxy, the long form
+	tools/setup drivers
+	cargo build --locked --bin crossfade
+	tests/drivers/run --seconds 20
+
+fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; needs cargo-fuzz and a nightly toolchain
+	tools/setup
+	@cargo fuzz --version >/dev/null 2>&1 || { \
+	  echo "cargo-fuzz is not installed. Install it with:" >&2; \
+	  echo "  rustup toolchain install nightly && cargo install cargo-fuzz" >&2; \
+	  echo "make test replays the corpus without it." >&2; exit 1; }
+	for target in $$(cargo +nightly fuzz list); do \
+	  cargo +nightly fuzz run "$$target" -- -max_total_time=$${FUZZ_SECONDS:-60} -timeout=10 -rss_limit_mb=2048; done
