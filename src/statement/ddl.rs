@@ -32,6 +32,8 @@ impl Walker<'_> {
             N::CreateSchemaStmt(s) => {
                 for element in &s.schema_elts {
                     let (inner, _) = statement(element, 0..0, self.context);
+                    // Unqualified names mean the new schema; which were qualified is not kept, so both count.
+                    self.out.writes.extend(inner.writes.iter().map(|w| name::table(&s.schemaname, &w.name)));
                     self.out.writes.extend(inner.writes);
                     self.out.reads.extend(inner.reads);
                 }

@@ -294,7 +294,7 @@ mod tests {
         check("select \"((\"\"((\"", true, Ok(2));
         check("/* (( /* ( */ ( */ 1", true, Ok(1));
         check(r"select e'\'((' '('", true, Ok(3));
-        check(r"select '\' ( '", true, Ok(4));
+        check(r"select '\' ( '", true, Ok(5));
         check(r"select '\' ( '", false, Ok(2));
         check("select e'a'\n '\\'(' ", true, Ok(2));
         check("select 1 union select 1, 2 union select 1", true, Ok(4));
