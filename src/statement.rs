@@ -4,8 +4,19 @@
 //! the text again. What is not understood is [`Kind::Unknown`] with its reason, never a guess.
 
 pub mod normalize;
+mod access;
+mod builtin;
+mod call;
+mod ddl;
+mod guard;
+mod name;
+mod order;
+mod sample;
+mod utility;
 
 use std::{collections::BTreeSet, ops::Range};
+
+use pg_query::{FingerprintOptions, ParserOptions, protobuf::RawStmt};
 
 /// What one text does. A text may hold several statements, and several transactions.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -227,8 +238,114 @@ pub struct Context<'a> {
     pub max_bytes: usize,
 }
 
-/// Reads `sql`. Never fails: what is not understood is in the plan as [`Kind::Unknown`].
+/// Reads `sql`. Never fails and never panics: what is not understood is in the plan as [`Kind::Unknown`].
+///
+/// Pure but for a thread of its own that reads a text whose tree may be too deep for the caller's stack.
 pub fn analyze(sql: &[u8], context: &Context<'_>) -> Plan {
-    let _ = (sql, context);
-    todo!("statement analysis")
+    let text = if sql.len() > context.max_bytes {
+        Err(Unknown::TooLong)
+    } else {
+        std::str::from_utf8(sql).ok().filter(|text| !text.contains('\0')).ok_or(Unknown::Encoding)
+    };
+    let depth = text.and_then(|text| Ok((text, guard::depth(sql, context.standard_conforming_strings)?)));
+    let plan = depth.and_then(|(text, depth)| {
+        if depth <= SHALLOW {
+            return read(text, context);
+        }
+        std::thread::scope(|scope| {
+            let deep = std::thread::Builder::new().stack_size(DEEP_STACK_BYTES);
+            let reader = deep.spawn_scoped(scope, || read(text, context)).map_err(|_| Unknown::TooDeep)?;
+            reader.join().unwrap_or(Err(Unknown::Node))
+        })
+    });
+    plan.unwrap_or_else(|why| Plan {
+        statements: vec![Statement::new(Kind::Unknown(why), 0..sql.len())],
+        literal_dependent: true,
+        fingerprint: 0,
+    })
 }
+
+/// A text with an estimated tree depth of at most this is read on the caller's stack: under 1 MiB.
+const SHALLOW: usize = 60;
+/// Enough for the deepest tree that libpg_query hands out (10,000 messages); untouched pages cost nothing.
+const DEEP_STACK_BYTES: usize = 512 << 20;
+
+fn read(sql: &str, context: &Context<'_>) -> Result<Plan, Unknown> {
+    let options = if context.standard_conforming_strings {
+        ParserOptions::DEFAULT
+    } else {
+        ParserOptions::DISABLE_STANDARD_CONFORMING_STRINGS
+    };
+    // The binding indexes into lists and casts nodes without looking: a panic of its is not ours.
+    let parsed = std::panic::catch_unwind(|| pg_query::parse(sql, options)).map_err(|_| Unknown::Node)?;
+    let tree = parsed.map_err(|error| why(&error))?.protobuf;
+    let fingerprint = pg_query::fingerprint(sql, options, FingerprintOptions::DEFAULT).map_or(0, |f| f.value);
+    let mut plan = Plan { fingerprint, ..Plan::default() };
+    for raw in &tree.stmts {
+        let Some(node) = raw.stmt.as_deref() else { continue };
+        let (statement, literal_dependent) = utility::statement(node, span(sql, raw), context);
+        plan.literal_dependent |= literal_dependent;
+        plan.statements.push(statement);
+    }
+    if let [_, _, ..] = plan.statements.as_slice() {
+        for statement in &mut plan.statements {
+            let prepared = matches!(
+                statement.kind,
+                Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. }
+            );
+            if prepared {
+                statement.effects.push(Effect::Pin(Pin::PrepareInBatch));
+            }
+        }
+    }
+    Ok(plan)
+}
+
+/// libpg_query gives byte offsets; a length of 0 is "to the end".
+fn span(sql: &str, raw: &RawStmt) -> Range<usize> {
+    let start = usize::try_from(raw.stmt_location).unwrap_or(0).min(sql.len());
+    let len = usize::try_from(raw.stmt_len).unwrap_or(0);
+    let end = if len == 0 { sql.len() } else { (start + len).min(sql.len()) };
+    let text = sql.get(start..end).unwrap_or_default();
+    let start = start + (text.len() - text.trim_ascii_start().len());
+    start..start + text.trim_ascii().len()
+}
+
+/// Its own limits are not the grammar's: Postgres might accept what they refuse.
+fn why(error: &pg_query::Error) -> Unknown {
+    let text = error.to_string();
+    let own = ["stack depth limit", "nested too deeply", "memory exhausted", "out of memory", "Error decoding"];
+    if own.iter().any(|limit| text.contains(limit)) { Unknown::TooDeep } else { Unknown::Syntax }
+}
+
+impl Statement {
+    /// A statement that concerns nothing.
+    pub fn new(kind: Kind, span: Range<usize>) -> Self {
+        Self {
+            kind,
+            span,
+            reads: BTreeSet::new(),
+            writes: BTreeSet::new(),
+            functions: BTreeSet::new(),
+            introspects: false,
+            total_order: false,
+            hazards: Hazards::default(),
+            effects: Vec::new(),
+        }
+    }
+}
+
+/// Entry of the fuzzer: any bytes end in a plan whose spans lie inside the text.
+pub fn fuzz_statement(data: &[u8]) {
+    let catalog = sample::catalog();
+    let path = ["public".to_owned()];
+    for (search_path, standard_conforming_strings) in [(Some(&path[..]), true), (None, false)] {
+        let context = Context { catalog: &catalog, search_path, standard_conforming_strings, max_bytes: 1 << 16 };
+        for statement in analyze(data, &context).statements {
+            assert!(statement.span.start <= statement.span.end && statement.span.end <= data.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! Is the order of a query's rows total? Conservative: "no" wherever it takes thought.
+
+use pg_query::{
+    Node, NodeEnum as N,
+    protobuf::{LimitOption, RangeVar, SelectStmt, SetOperation, a_const::Val},
+};
+
+use super::{
+    access::{text, texts},
+    builtin::{Builtin, classify},
+};
+
+/// What a SELECT says about the order of its rows.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Order {
+    /// Two executions on equal data give equal rows in equal order.
+    pub(super) total: bool,
+    /// LIMIT, OFFSET or DISTINCT ON picks rows by an order that is not total.
+    pub(super) indeterminate: bool,
+    /// ORDER BY 1.
+    pub(super) literal_dependent: bool,
+}
+
+/// `key` holds the columns of a key of the only table read; empty when there is none.
+pub(super) fn of(select: &SelectStmt, key: &[String]) -> Order {
+    let ordered = order_columns(select);
+    let literal_dependent = select.sort_clause.iter().any(|sort| position(sort).is_some());
+    let total = one_row(select, key) || (!key.is_empty() && key.iter().all(|column| ordered.contains(&&**column)));
+    let ties = select.limit_option() == LimitOption::WithTies && !select.sort_clause.is_empty();
+    let picks = (select.limit_count.as_deref().is_some_and(limits) && !ties)
+        || select.limit_offset.is_some()
+        || select.distinct_clause.iter().any(|node| node.node.is_some());
+    Order { total, indeterminate: picks && !total, literal_dependent }
+}
+
+/// The only table of the FROM clause, of a query that neither groups nor combines.
+pub(super) fn only_table(select: &SelectStmt) -> Option<&RangeVar> {
+    let plain = matches!(select.op(), SetOperation::SetopNone | SetOperation::Undefined)
+        && select.group_clause.is_empty()
+        && select.having_clause.is_none();
+    match select.from_clause.as_slice() {
+        [Node { node: Some(N::RangeVar(range)) }] if plain => Some(range),
+        _ => None,
+    }
+}
+
+/// VALUES, no FROM, aggregates without GROUP BY, or a key compared with constants.
+fn one_row(select: &SelectStmt, key: &[String]) -> bool {
+    if !matches!(select.op(), SetOperation::SetopNone | SetOperation::Undefined) {
+        return false;
+    }
+    if !select.values_lists.is_empty() || select.from_clause.is_empty() {
+        return true;
+    }
+    if select.group_clause.is_empty() && select.target_list.iter().any(aggregates) {
+        return true;
+    }
+    let Some(range) = only_table(select) else { return false };
+    let mut equal = Vec::new();
+    if let Some(condition) = &select.where_clause {
+        equal_columns(condition, range, &mut equal);
+    }
+    !key.is_empty() && key.iter().all(|column| equal.contains(&&**column))
+}
+
+fn limits(node: &Node) -> bool {
+    // LIMIT ALL is a null.
+    !matches!(&node.node, Some(N::AConst(constant)) if constant.isnull)
+}
+
+/// Does an aggregate stand in this expression, not as a window function?
+#[expect(clippy::wildcard_enum_match_arm, reason = "what is not looked into holds no aggregate: order is not total")]
+fn aggregates(node: &Node) -> bool {
+    match &node.node {
+        Some(N::ResTarget(target)) => target.val.as_deref().is_some_and(aggregates),
+        Some(N::TypeCast(cast)) => cast.arg.as_deref().is_some_and(aggregates),
+        Some(N::CoalesceExpr(e)) => e.args.iter().any(aggregates),
+        Some(N::AExpr(e)) => [&e.lexpr, &e.rexpr].into_iter().flatten().any(|side| aggregates(side)),
+        Some(N::FuncCall(call)) => {
+            let name = texts(&call.funcname).last().copied().unwrap_or_default();
+            let class = classify(name);
+            let aggregate = matches!(class, Some(Builtin::Aggregate | Builtin::OrderedAggregate));
+            (call.over.is_none() && aggregate) || call.args.iter().any(aggregates)
+        }
+        _ => false,
+    }
+}
+
+/// Columns compared with a constant or a parameter by a condition that must hold.
+fn equal_columns<'a>(node: &'a Node, range: &RangeVar, out: &mut Vec<&'a str>) {
+    match &node.node {
+        Some(N::BoolExpr(e)) if e.boolop() == pg_query::protobuf::BoolExprType::AndExpr => {
+            for arg in &e.args {
+                equal_columns(arg, range, out);
+            }
+        }
+        Some(N::AExpr(e)) if texts(&e.name) == ["="] && e.kind() == pg_query::protobuf::AExprKind::AexprOp => {
+            let (Some(left), Some(right)) = (e.lexpr.as_deref(), e.rexpr.as_deref()) else { return };
+            for (column, value) in [(left, right), (right, left)] {
+                out.extend(own_column(column, range).filter(|_| constant(value)));
+            }
+        }
+        _ => {}
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "anything else is not a constant")]
+fn constant(node: &Node) -> bool {
+    match &node.node {
+        Some(N::AConst(constant)) => !constant.isnull,
+        Some(N::ParamRef(_)) => true,
+        Some(N::TypeCast(cast)) => cast.arg.as_deref().is_some_and(constant),
+        _ => false,
+    }
+}
+
+/// The column, if it is one of this table and not of an outer query.
+fn own_column<'a>(node: &'a Node, range: &RangeVar) -> Option<&'a str> {
+    let Some(N::ColumnRef(column)) = &node.node else { return None };
+    let alias = range.alias.as_ref().map_or(range.relname.as_str(), |alias| &alias.aliasname);
+    match column.fields.as_slice() {
+        [name] => text(name),
+        [table, name] if text(table) == Some(alias) => text(name),
+        _ => None,
+    }
+}
+
+/// Columns of the only table by which the rows are ordered.
+fn order_columns(select: &SelectStmt) -> Vec<&str> {
+    let Some(range) = only_table(select) else { return Vec::new() };
+    let column = |sort| {
+        let by = match position(sort) {
+            Some(position) => target(select, position)?.val.as_deref()?,
+            None => sort_node(sort)?,
+        };
+        let name = own_column(by, range)?;
+        // A name that the select list gives hides the column of that name.
+        let named = position(sort).is_none() && matches!(&by.node, Some(N::ColumnRef(c)) if c.fields.len() == 1);
+        match named.then(|| alias(select, name)).flatten() {
+            Some(aliased) => own_column(aliased, range),
+            None => Some(name),
+        }
+    };
+    select.sort_clause.iter().filter_map(column).collect()
+}
+
+fn sort_node(sort: &Node) -> Option<&Node> {
+    match &sort.node {
+        Some(N::SortBy(sort)) => sort.node.as_deref(),
+        _ => None,
+    }
+}
+
+/// `1` of ORDER BY 1.
+fn position(sort: &Node) -> Option<usize> {
+    match &sort_node(sort)?.node {
+        Some(N::AConst(constant)) => match &constant.val {
+            Some(Val::Ival(integer)) => usize::try_from(integer.ival).ok()?.checked_sub(1),
+            Some(Val::Fval(_) | Val::Boolval(_) | Val::Sval(_) | Val::Bsval(_)) | None => None,
+        },
+        _ => None,
+    }
+}
+
+fn target(select: &SelectStmt, position: usize) -> Option<&pg_query::protobuf::ResTarget> {
+    // A star in front would shift the positions.
+    let star = |node: &Node| matches!(&node.node, Some(N::ResTarget(t)) if t.val.as_deref().is_some_and(is_star));
+    if select.target_list.iter().take(position + 1).any(star) {
+        return None;
+    }
+    match &select.target_list.get(position)?.node {
+        Some(N::ResTarget(target)) => Some(target),
+        _ => None,
+    }
+}
+
+fn is_star(node: &Node) -> bool {
+    matches!(&node.node, Some(N::ColumnRef(c)) if c.fields.iter().any(|f| matches!(f.node, Some(N::AStar(_)))))
+}
+
+fn alias<'a>(select: &'a SelectStmt, name: &str) -> Option<&'a Node> {
+    select.target_list.iter().find_map(|node| match &node.node {
+        Some(N::ResTarget(target)) if target.name == name => target.val.as_deref(),
+        _ => None,
+    })
+}
