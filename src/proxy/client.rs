@@ -62,6 +62,12 @@ pub(super) struct Client {
     pub(super) read_committed: bool,
     /// When it wrote last, for `routing.sticky`.
     pub(super) wrote_at: Option<Instant>,
+    /// Where it wrote last: what `lastval()` means.
+    pub(super) wrote_side: Option<Side>,
+    /// Where it changed a setting last.
+    pub(super) set_side: Side,
+    /// It has temporary tables.
+    pub(super) temporary: bool,
     /// `true`: this database is relayed to the source as it is, without a look at statements.
     pub(super) home_only: bool,
 }

@@ -133,7 +133,7 @@ impl Client {
             sql: text.into(),
             types: Box::default(),
             name_span: Some(span),
-            plan: Entry::of(plan),
+            plan: Entry::new(plan, u64::MAX),
         }))
     }
 

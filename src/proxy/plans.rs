@@ -15,22 +15,25 @@ use crate::{
 pub struct Entry {
     /// What the text does.
     pub plan: Plan,
+    /// Generation of the catalog it was made with.
+    pub catalog: u64,
     memo: RefCell<Option<(u64, Rc<Footprint>)>>,
 }
 
 impl Entry {
-    fn new(plan: Plan) -> Rc<Self> {
-        Rc::new(Self { plan, memo: RefCell::default() })
+    /// A plan that was made with this generation of the catalog.
+    pub fn new(plan: Plan, catalog: u64) -> Rc<Self> {
+        Rc::new(Self { plan, catalog, memo: RefCell::default() })
     }
 
     /// What the plan means under `policy`.
-    pub fn footprint(&self, policy: &Policy) -> Rc<Footprint> {
+    pub fn footprint(&self, policy: &Policy, catalog: &Catalog) -> Rc<Footprint> {
         if let Some((generation, footprint)) = &*self.memo.borrow()
             && *generation == policy.generation
         {
             return Rc::clone(footprint);
         }
-        let footprint = Rc::new(Footprint::of(&self.plan, policy));
+        let footprint = Rc::new(Footprint::new(&self.plan.statements, policy, catalog));
         *self.memo.borrow_mut() = Some((policy.generation, Rc::clone(&footprint)));
         footprint
     }
@@ -118,7 +121,7 @@ impl Plans {
                 standard_conforming_strings: context.standard_conforming_strings,
                 max_bytes: limits.statement_bytes,
             },
-        ));
+        ), catalog.generation);
         let half = limits.cache_bytes / 4;
         let understood = !entry.plan.statements.iter().any(|s| matches!(s.kind, statement::Kind::Unknown(_)));
         if shaped && !entry.plan.literal_dependent && understood && self.scratch != sql {

@@ -21,7 +21,7 @@ use crate::{
         server::{QueryError, Server},
     },
     error::ClientError,
-    route::{self, Decision, Footprint, Reason, TransactionState},
+    route::{self, Block, Decision, Footprint, Reason, TransactionState, Work},
     session::{pipeline::Expect, settings, transaction::Status},
     statement::{Control, Effect, Isolation, Kind, Pin},
     wire::{
@@ -84,7 +84,7 @@ impl Client {
         let block = self.txn.status != Status::Idle;
         let stay = self.txn.side.filter(|_| block).unwrap_or(Side::Source);
         let Some(footprint) = self.footprint(survey).filter(|_| !self.home_only) else {
-            return Ok((Choice { side: stay, reason: Reason::HOME, footprint: None, fallback: None }, false));
+            return Ok((Choice { side: stay, reason: Reason::Home, footprint: None, fallback: None }, false));
         };
         let policy = &self.current.config.policy;
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
@@ -92,11 +92,11 @@ impl Client {
         let (side, reason, moves) = match route::decide(&footprint, policy, &state, self.txn.ticket) {
             Decision::Run(side, reason) => (side, reason, false),
             Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),
-            Decision::Refuse(refusal) => return Err(refusal.error()),
+            Decision::Refuse(refusal) => return Err(ClientError::from(&refusal)),
         };
         self.shard.count_route(&footprint, side, reason);
         let mut fallback = None;
-        if !block && complete && footprint.is_read() {
+        if !block && complete && footprint.only_reads() {
             let lead = route::lead(&footprint, policy, self.txn.ticket);
             fallback = lead.filter(|&lead| lead != side);
         }
@@ -104,12 +104,12 @@ impl Client {
     }
 
     fn footprint(&self, survey: &Survey) -> Option<Rc<Footprint>> {
-        let policy = &self.current.config.policy;
+        let (policy, catalog) = (&self.current.config.policy, &self.current.catalog);
         let entries = if survey.executed.is_empty() { &survey.named } else { &survey.executed };
         let (first, rest) = entries.split_first()?;
-        let mut footprint = first.footprint(policy);
+        let mut footprint = first.footprint(policy, catalog);
         for entry in rest {
-            footprint = Rc::new(footprint.merged(&entry.footprint(policy)));
+            footprint = Rc::new(footprint.merged(&entry.footprint(policy, catalog)));
         }
         Some(footprint)
     }
@@ -117,25 +117,31 @@ impl Client {
     fn state(&self, complete: bool) -> TransactionState {
         let sticky = self.current.config.policy.sticky;
         let recent = !sticky.is_zero() && self.wrote_at.is_some_and(|at| at.elapsed() < sticky);
-        let default = if self.read_committed { Isolation::ReadCommitted } else { Isolation::Serializable };
-        TransactionState {
-            block: self.txn.status != Status::Idle,
-            failed: self.txn.status == Status::Failed,
+        let default = (!self.read_committed).then_some(Isolation::Serializable);
+        let block = Block {
             side: self.txn.side,
-            has_read: self.txn.has_read,
-            has_written: self.txn.has_written,
-            isolation: self.txn.isolation.unwrap_or(default),
+            work: if self.txn.status == Status::Failed { Work::Failed } else { self.txn.work },
+            read: self.txn.read,
+            isolation: self.txn.isolation.or(default),
             read_only: self.txn.read_only,
-            fixed: self.txn.fixed,
+            pinned: self.txn.fixed,
+        };
+        TransactionState {
+            block: (self.txn.status != Status::Idle).then_some(block),
             // What is not known to its end may still write: it begins where it could.
             sticky: recent || !complete,
+            temporary: self.shared.pinned.get() == Some(Pin::TempTable) || self.temporary,
+            last_write: self.wrote_side,
         }
     }
 
     /// A message of an open batch must run where the batch runs.
     pub(super) fn stay_on(&mut self, side: Side, survey: &Survey) -> Result<(), End> {
         let Some(footprint) = self.footprint(survey).filter(|_| !self.home_only) else { return Ok(()) };
-        let state = TransactionState { block: true, side: Some(side), fixed: true, ..self.state(false) };
+        let mut state = self.state(false);
+        let block = state.block.unwrap_or_default();
+        let work = block.work.max(Work::Read);
+        state.block = Some(Block { side: Some(side), pinned: true, work, ..block });
         match route::decide(&footprint, &self.current.config.policy, &state, self.txn.ticket) {
             Decision::Run(to, _) if to == side => Ok(()),
             Decision::Run(..) | Decision::Move(..) => Err(ClientError::fatal(
@@ -144,7 +150,7 @@ impl Client {
             )
             .hint("Send a Sync before statements of another repository.")
             .into()),
-            Decision::Refuse(refusal) => Err(ClientError { fatal: true, ..refusal.error() }.into()),
+            Decision::Refuse(refusal) => Err(ClientError { fatal: true, ..ClientError::from(&refusal) }.into()),
         }
     }
 
@@ -216,9 +222,9 @@ impl Client {
         }
         let Some(side) = choice.fallback.take() else { return false };
         choice.side = side;
-        choice.reason = Reason::FALLBACK;
+        choice.reason = Reason::Fallback;
         if let Some(footprint) = &choice.footprint {
-            self.shard.count_route(footprint, side, Reason::FALLBACK);
+            self.shard.count_route(footprint, side, Reason::Fallback);
         }
         true
     }
@@ -293,12 +299,12 @@ impl Client {
     async fn apply_settings(&mut self, server: &mut Server) -> Result<(), QueryError> {
         let shard = Rc::clone(&self.shard);
         if !self.unread.is_empty() {
-            if server.side == Side::Source {
+            if server.side == self.set_side {
                 return Ok(()); // where they were set
             }
-            if let Some(mut home) = self.servers[Side::Source.index()].take() {
-                let read = self.read_settings(&mut home).await;
-                self.servers[Side::Source.index()] = Some(home);
+            if let Some(mut origin) = self.servers[self.set_side.index()].take() {
+                let read = self.read_settings(&mut origin).await;
+                self.servers[self.set_side.index()] = Some(origin);
                 read?;
             }
         }
@@ -536,8 +542,9 @@ impl Client {
     ) -> Result<(), End> {
         self.registry.settle();
         server.known.settle();
-        if footprint.is_some_and(Footprint::writes) {
+        if footprint.is_some_and(Footprint::is_write) {
             self.wrote_at = Some(Instant::now());
+            self.wrote_side = Some(server.side);
         }
         self.note_effects(survey, &mut server);
         if self.txn.status == Status::Idle {
@@ -548,7 +555,7 @@ impl Client {
             self.shared.transaction_since.set(None);
             self.shared.side.set(None);
         } else {
-            self.note_block(survey, server.side);
+            self.note_block(survey, footprint, server.side);
         }
         self.shared.status.set(self.txn.status);
         let idle = self.txn.status == Status::Idle;
@@ -587,18 +594,21 @@ impl Client {
             for statement in &entry.plan.statements {
                 server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_)) || !statement.functions.is_empty();
                 for effect in &statement.effects {
-                    self.note_effect(effect);
+                    self.note_effect(effect, server.side);
                 }
             }
         }
     }
 
-    fn note_effect(&mut self, effect: &Effect) {
+    fn note_effect(&mut self, effect: &Effect, side: Side) {
         match effect {
             Effect::Setting(name) | Effect::LocalSetting { name, .. } => {
                 let local = matches!(effect, Effect::LocalSetting { .. });
-                if (!local || self.txn.status != Status::Idle) && !self.unread.contains(name) {
-                    self.unread.push(name.clone());
+                if !local || self.txn.status != Status::Idle {
+                    self.set_side = side;
+                    if !self.unread.contains(name) {
+                        self.unread.push(name.clone());
+                    }
                 }
             }
             Effect::ResetAll => {
@@ -608,7 +618,10 @@ impl Client {
                 self.unread.sort();
                 self.unread.dedup();
             }
-            Effect::Pin(why) => self.pin(*why),
+            Effect::Pin(why) => {
+                self.temporary |= *why == Pin::TempTable;
+                self.pin(*why);
+            }
             Effect::DiscardAll | Effect::DiscardSome => {}
         }
     }
@@ -617,11 +630,13 @@ impl Client {
     pub(super) fn discarded(&mut self) {
         self.settings = settings::Settings::default();
         self.unread = vec!["search_path".to_owned()];
+        self.temporary = false;
+        self.wrote_side = None;
         self.shared.pinned.set(None);
     }
 
     /// The block goes on: what must be repeated if it moves, and what it has done.
-    fn note_block(&mut self, survey: &Survey, side: Side) {
+    fn note_block(&mut self, survey: &Survey, footprint: Option<&Footprint>, side: Side) {
         if self.shared.transaction_since.get().is_none() {
             self.shared.transaction_since.set(Some(Instant::now()));
         }
@@ -630,6 +645,11 @@ impl Client {
         self.txn.fixed |= survey.named_portal;
         if self.txn.status == Status::Failed {
             return;
+        }
+        if let Some(footprint) = footprint {
+            self.txn.work = self.txn.work.max(footprint.work());
+            self.txn.read |= footprint.reads;
+            self.txn.fixed |= footprint.opens_cursor;
         }
         let statements: Vec<_> = survey.executed.iter().flat_map(|e| &e.plan.statements).collect();
         if statements.len() > 1 {
@@ -657,24 +677,23 @@ impl Client {
                     }
                     self.note_prologue(survey);
                 }
-                Kind::Read | Kind::Fetch | Kind::CopyOut => self.txn.has_read = true,
-                Kind::Empty | Kind::Close { .. } => {}
-                Kind::Declare { .. } => {
-                    self.txn.has_read = true;
-                    self.txn.fixed = true;
-                }
-                Kind::LockingRead
+                // Not repeated if the block moved, so it must not move.
+                Kind::Session | Kind::Utility | Kind::Unknown(_) => self.txn.work = Work::Written,
+                Kind::Empty
+                | Kind::Read
+                | Kind::Fetch
+                | Kind::Close { .. }
+                | Kind::CopyOut
+                | Kind::CopyIn
+                | Kind::Declare { .. }
+                | Kind::LockingRead
                 | Kind::Write
                 | Kind::Code
-                | Kind::Session
                 | Kind::Prepare { .. }
                 | Kind::Execute { .. }
                 | Kind::Deallocate { .. }
-                | Kind::CopyIn
                 | Kind::Ddl
-                | Kind::Lock
-                | Kind::Utility
-                | Kind::Unknown(_) => self.txn.has_written = true,
+                | Kind::Lock => {}
             }
         }
     }
@@ -705,7 +724,7 @@ impl Client {
         if flight.fatal {
             return Err(End::ServerSaid);
         }
-        let writes = choice.footprint.as_deref().is_none_or(|f| !f.is_read());
+        let writes = choice.footprint.as_deref().is_none_or(|f| !f.only_reads());
         let sqlstate = if writes { "08007" } else { "08006" };
         let mut error = ClientError::error(sqlstate, format!("lost the {} connection: {why}", choice.side));
         if writes {

@@ -1,6 +1,6 @@
 //! The transaction a session is in, as far as routing must know.
 
-use crate::{Side, statement::Isolation};
+use crate::{Side, route::Work, statement::Isolation};
 
 /// ReadyForQuery's transaction status.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -44,10 +44,10 @@ pub struct Transaction {
     pub side: Option<Side>,
     /// Below 10 000, drawn when it began.
     pub ticket: u16,
-    /// It has read tables.
-    pub has_read: bool,
-    /// It has written, locked, or done something that counts as such.
-    pub has_written: bool,
+    /// What it has done so far.
+    pub work: Work,
+    /// Repositories it has read, as a set of indices.
+    pub read: u64,
     /// As written in BEGIN or SET TRANSACTION; `None` is the session's default.
     pub isolation: Option<Isolation>,
     /// As written; `None` is the session's default.

@@ -1,0 +1,207 @@
+//! What the data threads share.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use rustls::pki_types as _;
+use subtle::ConstantTimeEq;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::shard::{Current, Shard};
+use crate::{
+    Side,
+    admin::http::BackendState,
+    backend::{budget::Budgets, tls::BackendTlsContext},
+    catalog::Catalog,
+    config::reload::Live,
+    frontend::{self, listener::Accepted},
+    report::metrics::Metrics,
+};
+
+/// Shared by all threads.
+pub(super) struct Global {
+    pub(super) live: Arc<Live>,
+    pub(super) frontend: frontend::Shared,
+    pub(super) catalog: ArcSwap<Catalog>,
+    /// Rises when the configuration or the catalog is another.
+    pub(super) version: AtomicU64,
+    pub(super) budgets: Budgets,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) draining: AtomicBool,
+    pub(super) backends: [Mutex<BackendState>; 2],
+    pub(super) plan_sizes: PlanSizes,
+    tls: [ArcSwap<BackendTlsContext>; 2],
+    paused: [watch::Sender<bool>; 2],
+    cancels: Mutex<HashMap<i32, Vec<CancelEntry>>>,
+    shards: OnceLock<Vec<mpsc::Sender<Message>>>,
+}
+
+/// What a data thread is told.
+pub(super) enum Message {
+    /// A new connection.
+    Accept(Accepted),
+    /// Something to be done with its data.
+    Run(Box<dyn FnOnce(&std::rc::Rc<Shard>) + Send>),
+}
+
+struct CancelEntry {
+    key: Box<[u8]>,
+    shard: usize,
+    client: u64,
+}
+
+/// Entries and bytes of the plan caches, by thread.
+#[derive(Debug, Default)]
+pub(super) struct PlanSizes(Mutex<HashMap<usize, (usize, usize)>>);
+
+impl PlanSizes {
+    pub(super) fn store(&self, shard: usize, size: (usize, usize)) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(shard, size);
+    }
+
+    pub(super) fn total(&self) -> (usize, usize) {
+        let sizes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sizes.values().fold((0, 0), |(entries, bytes), (e, b)| (entries + e, bytes + b))
+    }
+}
+
+impl Global {
+    pub(super) fn new(
+        live: Arc<Live>,
+        frontend: frontend::Shared,
+        metrics: Arc<Metrics>,
+        tls: [BackendTlsContext; 2],
+    ) -> Self {
+        Self {
+            live,
+            frontend,
+            catalog: ArcSwap::default(),
+            version: AtomicU64::new(1),
+            budgets: Budgets::default(),
+            metrics,
+            draining: AtomicBool::new(false),
+            backends: [Mutex::new(BackendState::Unknown), Mutex::new(BackendState::Unknown)],
+            plan_sizes: PlanSizes::default(),
+            tls: tls.map(ArcSwap::from_pointee),
+            paused: [watch::Sender::new(false), watch::Sender::new(false)],
+            cancels: Mutex::default(),
+            shards: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn start(&self, shards: Vec<mpsc::Sender<Message>>) {
+        assert!(self.shards.set(shards).is_ok(), "threads are started once");
+    }
+
+    pub(super) fn shards(&self) -> &[mpsc::Sender<Message>] {
+        self.shards.get().map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn current(&self) -> Current {
+        // The version first: what is read after it is at least as new.
+        let version = self.version.load(Ordering::Acquire);
+        Current::new(self.live.get(), self.catalog.load_full(), version)
+    }
+
+    /// Tells the threads that the configuration or the catalog is another.
+    pub(super) fn changed(&self) {
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    pub(super) fn backend_tls(&self, side: Side) -> Arc<BackendTlsContext> {
+        self.tls[side.index()].load_full()
+    }
+
+    pub(super) fn set_backend_tls(&self, side: Side, tls: BackendTlsContext) {
+        self.tls[side.index()].store(Arc::new(tls));
+    }
+
+    pub(super) fn is_paused(&self, side: Side) -> bool {
+        *self.paused[side.index()].borrow()
+    }
+
+    pub(super) fn pause(&self, side: Side, paused: bool) {
+        self.paused[side.index()].send_replace(paused);
+    }
+
+    /// Waits until the side is not paused.
+    pub(super) async fn resumed(&self, side: Side) {
+        let mut paused = self.paused[side.index()].subscribe();
+        // Fails only when the sender is gone, and it lives as long as we do.
+        let _ = paused.wait_for(|&paused| !paused).await;
+    }
+
+    /// Registers the key that a client was told.
+    pub(super) fn register_cancel(&self, process_id: i32, key: &[u8], shard: usize, client: u64) {
+        let mut cancels = self.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+        cancels.entry(process_id).or_default().push(CancelEntry { key: key.into(), shard, client });
+    }
+
+    /// Forgets it.
+    pub(super) fn forget_cancel(&self, process_id: i32, client: u64) {
+        let mut cancels = self.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entries) = cancels.get_mut(&process_id) {
+            entries.retain(|e| e.client != client);
+            if entries.is_empty() {
+                cancels.remove(&process_id);
+            }
+        }
+    }
+
+    /// Passes a cancel request on; ends when the backend has dealt with it. `false`: there is no such client.
+    pub(super) async fn cancel(&self, process_id: i32, key: &[u8]) -> bool {
+        let found = {
+            let cancels = self.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+            let entries = cancels.get(&process_id).map(Vec::as_slice).unwrap_or_default();
+            let mine = entries.iter().find(|e| bool::from(e.key.ct_eq(key)));
+            mine.map(|e| (e.shard, e.client))
+        };
+        let Some((shard, client)) = found else { return false };
+        let (done, over) = oneshot::channel::<()>();
+        let message = Message::Run(Box::new(move |shard| shard.cancel(client, done)));
+        if self.shards()[shard].send(message).await.is_ok() {
+            let _ = over.await; // ends when the other half is dropped
+        }
+        true
+    }
+
+    /// Runs `f` on every data thread and collects what it returns.
+    pub(super) async fn on_every_shard<T: Send + 'static>(
+        &self,
+        f: impl Fn(&std::rc::Rc<Shard>) -> T + Clone + Send + 'static,
+    ) -> Vec<T> {
+        let mut all = Vec::new();
+        for shard in self.shards() {
+            let (answer, result) = oneshot::channel();
+            let f = f.clone();
+            let message = Message::Run(Box::new(move |shard| {
+                let _ = answer.send(f(shard));
+            }));
+            if shard.send(message).await.is_ok()
+                && let Ok(value) = result.await
+            {
+                all.push(value);
+            }
+        }
+        all
+    }
+
+    /// The data thread with the fewest clients.
+    pub(super) fn least_busy(&self, counts: &[AtomicUsize]) -> usize {
+        counts.iter().enumerate().min_by_key(|(_, n)| n.load(Ordering::Relaxed)).map_or(0, |(i, _)| i)
+    }
+
+    pub(super) fn set_backend(&self, side: Side, state: BackendState) {
+        *self.backends[side.index()].lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    pub(super) fn backend(&self, side: Side) -> BackendState {
+        *self.backends[side.index()].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

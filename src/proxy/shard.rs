@@ -1,0 +1,469 @@
+//! One data thread: its clients, pools, plans and buffers. Nothing here is shared with other threads.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::poll_fn,
+    rc::{Rc, Weak},
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    client::Statement,
+    global::Global,
+    plans::{Entry, PlanLimits, Plans, SearchContext},
+    shared::{ClientShared, Running, Signal},
+};
+use crate::{
+    Side,
+    backend::{
+        self,
+        budget::Permit,
+        login,
+        pool::{Pool, PoolKey, PoolLimits, Refused},
+        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults, put_terminate},
+    },
+    catalog::Catalog,
+    config::Config,
+    frontend::startup::Credentials,
+    report::hot::{HotHandles, Op},
+    route::{Class, Footprint, Reason},
+    session::prepared::Prepared,
+    wire::conn::{Buffers, Conn},
+};
+
+/// Configuration and catalog as this thread sees them now.
+#[derive(Debug)]
+pub(super) struct Current {
+    pub(super) config: Arc<Config>,
+    pub(super) catalog: Arc<Catalog>,
+    version: u64,
+}
+
+/// A data thread.
+pub(super) struct Shard {
+    pub(super) index: usize,
+    pub(super) global: Arc<Global>,
+    pub(super) buffers: Buffers,
+    pub(super) plans: RefCell<Plans>,
+    pub(super) pools: RefCell<HashMap<PoolKey, Rc<Pool>>>,
+    pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
+    pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
+    pub(super) hot: RefCell<HotHandles>,
+    interned: RefCell<Interned>,
+    current: RefCell<Rc<Current>>,
+    statements: Cell<u64>,
+    chance: Cell<u64>,
+}
+
+/// Statements by text and raw parameter types.
+type Interned = HashMap<(Box<[u8]>, Box<[u8]>), Weak<Statement>>;
+
+impl Shard {
+    pub(super) fn new(index: usize, global: Arc<Global>) -> Rc<Self> {
+        let current = Rc::new(global.current());
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).expect("the system has randomness");
+        Rc::new(Self {
+            index,
+            hot: RefCell::new(handles(&global, &current.config)),
+            global,
+            buffers: Buffers::default(),
+            plans: RefCell::default(),
+            pools: RefCell::default(),
+            clients: RefCell::default(),
+            servers: RefCell::default(),
+            interned: RefCell::default(),
+            current: RefCell::new(current),
+            statements: Cell::new(0),
+            chance: Cell::new(u64::from_le_bytes(seed) | 1),
+        })
+    }
+
+    /// Configuration and catalog in force.
+    pub(super) fn current(&self) -> Rc<Current> {
+        if self.current.borrow().version != self.global.version.load(Ordering::Acquire) {
+            let new = Rc::new(self.global.current());
+            let old = self.current.replace(Rc::clone(&new));
+            if old.config.policy.generation != new.config.policy.generation {
+                *self.hot.borrow_mut() = handles(&self.global, &new.config);
+            }
+            if old.config.backends != new.config.backends {
+                self.drop_idle();
+            }
+        }
+        Rc::clone(&self.current.borrow())
+    }
+
+    /// A draw below 10 000 (xorshift64*: weights need evenness, not secrecy).
+    pub(super) fn ticket(&self) -> u16 {
+        let mut x = self.chance.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.chance.set(x);
+        let high = x.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
+        u16::try_from((high * 10_000) >> 32).expect("below 10 000")
+    }
+
+    pub(super) fn next_statement(&self) -> u64 {
+        self.statements.set(self.statements.get() + 1);
+        self.statements.get()
+    }
+
+    pub(super) fn plan(&self, sql: &[u8], context: &SearchContext, current: &Current) -> Rc<Entry> {
+        let limits = &current.config.limits;
+        let limits = PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
+        self.plans.borrow_mut().get(sql, context, &current.catalog, limits)
+    }
+
+    pub(super) fn context(&self, search_path: Option<Vec<String>>, standard_strings: bool) -> Rc<SearchContext> {
+        self.plans.borrow_mut().context(search_path, standard_strings)
+    }
+
+    /// The one statement with this content: clients of this thread share it.
+    pub(super) fn intern(&self, sql: &[u8], types: &[u8], plan: Rc<Entry>) -> Rc<Statement> {
+        let mut interned = self.interned.borrow_mut();
+        let key = (sql.into(), types.into());
+        if let Some(found) = interned.get(&key).and_then(Weak::upgrade) {
+            return found;
+        }
+        if interned.len() >= MAX_INTERNED {
+            interned.retain(|_, statement| statement.strong_count() > 0);
+        }
+        let statement = Rc::new(Prepared {
+            number: self.next_statement(),
+            sql: sql.into(),
+            types: types.into(),
+            name_span: None,
+            plan: RefCell::new(plan),
+        });
+        interned.insert(key, Rc::downgrade(&statement));
+        statement
+    }
+
+    /// The pool of connections with these properties.
+    pub(super) fn pool(self: &Rc<Self>, key: PoolKey, credentials: Credentials) -> Rc<Pool> {
+        if let Some(pool) = self.pools.borrow().get(&key) {
+            pool.credentials.replace(credentials);
+            return Rc::clone(pool);
+        }
+        let share = self.global.budgets.share(key.side, &key.user);
+        let shard = Rc::downgrade(self);
+        let connect = Rc::new(move |pool, permit| -> std::pin::Pin<Box<dyn Future<Output = _>>> {
+            let shard = shard.upgrade();
+            Box::pin(async move {
+                match shard {
+                    Some(shard) => shard.open(pool, permit).await,
+                    None => Err(Refused::Cancelled),
+                }
+            })
+        });
+        let pool = Pool::new(key.clone(), credentials, share, connect);
+        self.pools.borrow_mut().insert(key, Rc::clone(&pool));
+        pool
+    }
+
+    pub(super) fn pool_limits(&self, user: &str, config: &Config) -> PoolLimits {
+        let size = config.auth.users.get(user).and_then(|u| u.pool_size).unwrap_or(config.pool.size);
+        PoolLimits {
+            user: size,
+            side: config.pool.max_server_connections,
+            retry: config.timeouts.server_login_retry,
+        }
+    }
+
+    /// Opens a server connection.
+    async fn open(self: Rc<Self>, pool: Rc<Pool>, permit: Permit) -> Result<Server, Refused> {
+        let config = Arc::clone(&self.current().config);
+        let key = &pool.key;
+        let side = key.side;
+        let unreachable = |why: String| Refused::Unreachable(why.into());
+        let tls = self.global.backend_tls(side);
+        let own = config.auth.users.get(&*key.user).and_then(|u| u.backend[side.index()].clone());
+        let (user, credentials) = match own {
+            Some((user, secret)) => (user, Credentials::Secret(secret)),
+            None => (key.user.to_string(), pool.credentials.borrow().clone()),
+        };
+        let backend = &config.backends[side.index()];
+        let who = login::Who { user: &user, credentials: &credentials, database: &backend.database };
+        let opened = login::connect(backend, &tls, &who, &key.parameters, key.minor, &config.timeouts).await;
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::warn!(%side, user = %key.user, %error, "could not open a server connection");
+                return Err(match error {
+                    login::LoginError::Server(frame) => Refused::Server(frame.into()),
+                    other => unreachable(other.to_string()),
+                });
+            }
+        };
+        let now = Instant::now();
+        let info = Rc::new(ServerInfo {
+            side,
+            user: Rc::clone(&key.user),
+            process_id: opened.process_id,
+            client: Cell::new(0),
+            opened: now,
+            used: Cell::new(now),
+            served: Cell::new(0),
+            tls: opened.stream.is_tls(),
+        });
+        self.servers.borrow_mut().push(Rc::downgrade(&info));
+        let mut server = Server {
+            conn: Conn::new(opened.stream, opened.rest.as_slice().into()),
+            side,
+            process_id: opened.process_id,
+            key: opened.key.into(),
+            parameters: opened.parameter_status,
+            defaults: Rc::default(),
+            known: crate::session::prepared::Known::default(),
+            settings: crate::session::settings::Settings::default(),
+            status: crate::session::transaction::Status::Idle,
+            tainted: false,
+            last_client: 0,
+            opened: now,
+            info,
+            gate: Rc::default(),
+            lease: None,
+            permit,
+        };
+        let rows = server.query(DEFAULTS, &self.buffers).await.map_err(|e| match e {
+            QueryError::Server(frame) => Refused::Server(frame.into()),
+            QueryError::Io(e) => unreachable(e.to_string()),
+        })?;
+        if let Some([Some(search_path), Some(isolation)]) = rows.first().map(Vec::as_slice) {
+            server.defaults =
+                Rc::new(SessionDefaults { search_path: search_path.clone(), isolation: isolation.clone() });
+        }
+        *pool.welcome.borrow_mut() = Some(server.parameters.as_slice().into());
+        Ok(server)
+    }
+
+    /// A live connection from the pool, within `wait`.
+    pub(super) async fn checkout(
+        &self,
+        pool: &Rc<Pool>,
+        limits: PoolLimits,
+        wait: Option<Duration>,
+        client: &ClientShared,
+    ) -> Result<Box<Server>, Refused> {
+        let began = Instant::now();
+        loop {
+            let paused = self.global.is_paused(pool.key.side);
+            if !paused && let Some(mut server) = pool.try_take() {
+                if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
+                    return Ok(server);
+                }
+                continue;
+            }
+            let take = async {
+                self.global.resumed(pool.key.side).await;
+                pool.take(limits).await
+            };
+            let told = poll_fn(|cx| match client.listen(cx) {
+                None | Some(Signal::Drain) => Poll::Pending,
+                Some(_) => Poll::Ready(()),
+            });
+            let deadline = async {
+                match wait {
+                    Some(wait) => tokio::time::sleep_until((began + wait).into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let taken = tokio::select! {
+                biased;
+                taken = take => taken,
+                () = told => Err(Refused::Cancelled),
+                () = deadline => Err(Refused::Timeout),
+            };
+            self.hot.borrow().pool_wait(pool.key.side, began.elapsed());
+            let mut server = taken?;
+            if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
+                return Ok(server);
+            }
+        }
+    }
+
+    /// A connection whose client needs it no longer: to the next client, or closed.
+    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
+        let lifetime = self.current.borrow().config.timeouts.server_lifetime;
+        let old = lifetime.is_some_and(|d| server.opened.elapsed() >= d) && pool.counts().waiting == 0;
+        if !server.is_clean() || old || self.is_draining() {
+            return self.close(server);
+        }
+        if server.gate.is_clear() {
+            return pool.put(server);
+        }
+        let pool = Rc::clone(pool);
+        tokio::task::spawn_local(async move {
+            let gate: Rc<CancelGate> = Rc::clone(&server.gate);
+            gate.clear().await;
+            pool.put(server);
+        });
+    }
+
+    /// Closes a connection politely: the server's log stays clean.
+    pub(super) fn close(self: &Rc<Self>, mut server: Box<Server>) {
+        let shard = Rc::clone(self);
+        server.lease = None;
+        tokio::task::spawn_local(async move {
+            server.conn.output.clear();
+            put_terminate(&mut server.conn.output);
+            let flush = poll_fn(|cx| server.conn.poll_flush(cx, &shard.buffers));
+            let _ = tokio::time::timeout(GOODBYE, flush).await;
+        });
+    }
+
+    /// Asks the server to cancel what it runs.
+    pub(super) fn send_cancel(&self, running: Running) {
+        self.cancel_then(running, None);
+    }
+
+    fn cancel_then(&self, running: Running, done: Option<oneshot::Sender<()>>) {
+        let config = Arc::clone(&self.current.borrow().config);
+        let tls = self.global.backend_tls(running.side);
+        running.gate.enter();
+        tokio::task::spawn_local(async move {
+            let backend = &config.backends[running.side.index()];
+            let timeouts = &config.timeouts;
+            let sent = backend::connection::cancel(backend, &tls, running.process_id, &running.key, timeouts).await;
+            if let Err(error) = sent {
+                tracing::debug!(side = %running.side, %error, "a cancel request did not get through");
+            }
+            running.gate.leave();
+            drop(done);
+        });
+    }
+
+    /// A cancel request for a client of this thread. `done` is dropped when it is over.
+    pub(super) fn cancel(&self, client: u64, done: oneshot::Sender<()>) {
+        let Some(client) = self.clients.borrow().get(&client).cloned() else { return };
+        let running = client.running.borrow().clone();
+        match running {
+            Some(running) => self.cancel_then(running, Some(done)),
+            None if client.activity.get() == super::shared::Activity::Waiting => client.tell(Signal::Cancel),
+            None => {}
+        }
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.global.draining.load(Ordering::Relaxed)
+    }
+
+    /// Closes what is not in use.
+    pub(super) fn drop_idle(self: &Rc<Self>) {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        for server in pools.iter().flat_map(|p| p.clear()) {
+            self.close(server);
+        }
+    }
+
+    /// Deadlines of clients, and idle connections that should go.
+    pub(super) async fn sweep(self: Rc<Self>) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut count = 0_u32;
+        loop {
+            ticks.tick().await;
+            let now = Instant::now();
+            for client in self.clients.borrow().values() {
+                client.check_deadline(now);
+            }
+            count = count.wrapping_add(1);
+            if count % SWEEPS_PER_LOOK == 0 {
+                let current = self.current();
+                self.sweep_pools(&current.config).await;
+            }
+        }
+    }
+
+    async fn sweep_pools(self: &Rc<Self>, config: &Config) {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        let t = &config.timeouts;
+        for pool in &pools {
+            let closing = poll_fn(|cx| {
+                let keep = config.pool.min_size;
+                Poll::Ready(pool.sweep(cx, &self.buffers, t.server_idle, t.server_lifetime, keep))
+            });
+            for server in closing.await {
+                self.close(server);
+            }
+        }
+        self.servers.borrow_mut().retain(|s| s.strong_count() > 0);
+        // Pools of parameters that nobody uses any more.
+        self.pools.borrow_mut().retain(|_, pool| {
+            let counts = pool.counts();
+            Rc::strong_count(pool) > 2 || counts.idle + counts.active + counts.opening + counts.waiting > 0
+        });
+        let plans = self.plans.borrow();
+        self.global.plan_sizes.store(self.index, plans.size());
+    }
+
+    pub(super) fn lost_server(&self, side: Side, why: &str) {
+        tracing::warn!(%side, why, "a server connection was lost");
+        self.hot.borrow().error(0, side, "08006");
+    }
+
+    pub(super) fn count_refusal(&self, sqlstate: &str) {
+        self.hot.borrow().error(0, Side::Source, sqlstate);
+    }
+
+    pub(super) fn count_route(&self, footprint: &Footprint, side: Side, reason: Reason) {
+        let hot = self.hot.borrow();
+        hot.route(repository(footprint), side, reason.name());
+        if let Class::Unknown(why) = &footprint.class {
+            hot.unknown(why.name());
+        }
+    }
+
+    pub(super) fn count_query(&self, footprint: &Footprint, side: Side, took: Duration, error: Option<&[u8; 5]>) {
+        let hot = self.hot.borrow();
+        hot.query(repository(footprint), side, op(footprint), took);
+        if let Some(sqlstate) = error {
+            hot.error(repository(footprint), side, std::str::from_utf8(sqlstate).unwrap_or("XX000"));
+        }
+    }
+
+    pub(super) fn count_transaction(&self, side: Side, committed: bool) {
+        self.hot.borrow().transaction(side, committed);
+    }
+}
+
+/// The repository a statement is counted under: the lowest it writes, else the lowest it reads that is not `default`.
+fn repository(footprint: &Footprint) -> usize {
+    let named = |set: u64| (set & !1 != 0).then(|| (set & !1).trailing_zeros() as usize);
+    named(footprint.writes).or_else(|| named(footprint.reads)).unwrap_or(0)
+}
+
+fn op(footprint: &Footprint) -> Op {
+    match footprint.class {
+        Class::Ddl => Op::Ddl,
+        Class::Control(_) => Op::Tx,
+        _ if footprint.is_write() => Op::Write,
+        Class::Read | Class::Introspection | Class::Cursor => Op::Read,
+        _ => Op::Other,
+    }
+}
+
+fn handles(global: &Global, config: &Config) -> HotHandles {
+    HotHandles::new(&global.metrics, config.policy.repositories.iter().map(|r| r.name.as_str()))
+}
+
+impl Current {
+    pub(super) fn new(config: Arc<Config>, catalog: Arc<Catalog>, version: u64) -> Self {
+        Self { config, catalog, version }
+    }
+}
+
+/// What a new session starts with, as far as statements are read by it.
+const DEFAULTS: &str = "SELECT pg_catalog.current_setting('search_path'), \
+     pg_catalog.current_setting('default_transaction_isolation')";
+const MAX_INTERNED: usize = 20_000;
+const SWEEP: Duration = Duration::from_millis(100);
+const SWEEPS_PER_LOOK: u32 = 10;
+const GOODBYE: Duration = Duration::from_secs(1);
