@@ -11,7 +11,7 @@ mod ddl;
 mod guard;
 mod name;
 mod order;
-mod sample;
+pub(crate) mod sample;
 mod utility;
 
 use std::{collections::BTreeSet, ops::Range};
@@ -314,7 +314,8 @@ fn span(sql: &str, raw: &RawStmt) -> Range<usize> {
 /// Its own limits are not the grammar's: Postgres might accept what they refuse.
 fn why(error: &pg_query::Error) -> Unknown {
     let text = error.to_string();
-    let own = ["stack depth limit", "nested too deeply", "memory exhausted", "out of memory", "Error decoding"];
+    let own =
+        ["stack depth limit", "nested too deeply", "memory exhausted", "out of memory", "Error decoding"];
     if own.iter().any(|limit| text.contains(limit)) { Unknown::TooDeep } else { Unknown::Syntax }
 }
 
@@ -340,7 +341,8 @@ pub fn fuzz_statement(data: &[u8]) {
     let catalog = sample::catalog();
     let path = ["public".to_owned()];
     for (search_path, standard_conforming_strings) in [(Some(&path[..]), true), (None, false)] {
-        let context = Context { catalog: &catalog, search_path, standard_conforming_strings, max_bytes: 1 << 16 };
+        let context =
+            Context { catalog: &catalog, search_path, standard_conforming_strings, max_bytes: 1 << 16 };
         for statement in analyze(data, &context).statements {
             assert!(statement.span.start <= statement.span.end && statement.span.end <= data.len());
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Side;
+use crate::{Side, statement::Table};
 
 /// Most repositories a policy may have, `default` included: a set of them is one `u64`.
 pub const MAX_REPOSITORIES: usize = 64;
@@ -44,6 +44,45 @@ pub struct Pattern {
     pub schema: String,
     /// Name part.
     pub name: String,
+}
+
+impl Pattern {
+    /// Does it mean this name? An empty schema is one that is not known, so any may be meant.
+    pub fn matches(&self, table: &Table) -> bool {
+        (table.schema.is_empty() || wildcard(&self.schema, &table.schema))
+            && wildcard(&self.name, &table.name)
+    }
+
+    /// Without wildcards: it means one name, and wins over a pattern that means it too.
+    pub fn is_exact(&self) -> bool {
+        !self.schema.contains(['*', '?']) && !self.name.contains(['*', '?'])
+    }
+}
+
+/// `*` is any text, `?` any one character. Linear but for the last `*`, which is tried again.
+fn wildcard(pattern: &str, text: &str) -> bool {
+    let pattern: Vec<char> = pattern.chars().collect();
+    let text: Vec<char> = text.chars().collect();
+    let (mut p, mut t, mut star) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(&c) if c == '?' || c == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            Some(_) | None => {
+                let Some((at, from)) = star else { return false };
+                star = Some((at, from + 1));
+                p = at + 1;
+                t = from + 1;
+            }
+        }
+    }
+    pattern[p..].iter().all(|&c| c == '*')
 }
 
 /// A statement whose effect is not understood.
@@ -97,6 +136,32 @@ impl Share {
         match side {
             Side::Source => self.0 < 10_000,
             Side::Target => self.0 > 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards() {
+        for (pattern, text, expected) in [
+            ("documents", "documents", true),
+            ("documents", "document", false),
+            ("document_*", "document_tags", true),
+            ("document_*", "document_", true),
+            ("document_*", "documents", false),
+            ("*", "", true),
+            ("", "", true),
+            ("", "a", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*a*b", "xaybzab", true),
+            ("*a*b", "xaybza", false),
+            ("a**", "a", true),
+        ] {
+            assert_eq!(wildcard(pattern, text), expected, "{pattern} {text}");
         }
     }
 }

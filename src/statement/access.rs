@@ -188,7 +188,8 @@ impl<'a> Walker<'a> {
     pub(super) fn order(&self, s: &SelectStmt) -> order::Order {
         let own = s.with_clause.iter().flat_map(|with| &with.ctes).filter_map(cte);
         let hidden = |range: &RangeVar| {
-            let with = self.in_scope(&range.relname) || own.clone().any(|query| query.ctename == range.relname);
+            let with =
+                self.in_scope(&range.relname) || own.clone().any(|query| query.ctename == range.relname);
             range.schemaname.is_empty() && with
         };
         let range = order::only_table(s).filter(|range| !hidden(range));

@@ -39,12 +39,16 @@ pub(super) fn classify(name: &str) -> Option<Builtin> {
     Some(match name {
         "now" | "clock_timestamp" | "statement_timestamp" | "transaction_timestamp" | "timeofday" => B::Clock,
         "age" => B::Clock,
-        "random" | "random_normal" | "gen_random_uuid" | "uuidv4" | "uuidv7" | "gen_random_bytes" => B::Random,
+        "random" | "random_normal" | "gen_random_uuid" | "uuidv4" | "uuidv7" | "gen_random_bytes" => {
+            B::Random
+        }
         "uuid_generate_v1" | "uuid_generate_v1mc" | "uuid_generate_v4" => B::Random,
         "nextval" | "setval" => B::Sequence,
         "currval" | "lastval" => B::SequenceState,
         "current_setting" | "pg_backend_pid" | "inet_client_addr" | "inet_client_port" => B::Session,
-        "txid_current" | "txid_current_if_assigned" | "txid_current_snapshot" | "pg_current_xact_id" => B::Session,
+        "txid_current" | "txid_current_if_assigned" | "txid_current_snapshot" | "pg_current_xact_id" => {
+            B::Session
+        }
         "pg_current_xact_id_if_assigned" | "pg_current_snapshot" | "pg_my_temp_schema" => B::Session,
         "current_query" | "pg_trigger_depth" | "getdatabaseencoding" | "pg_client_encoding" => B::Session,
         "current_schema" | "current_schemas" | "getpgusername" | "pg_jit_available" => B::Session,
@@ -58,15 +62,21 @@ pub(super) fn classify(name: &str) -> Option<Builtin> {
         "set_config" => B::SetConfig,
         "setseed" => B::SetSeed,
         "query_to_xml" | "query_to_xmlschema" | "query_to_xml_and_xmlschema" | "cursor_to_xml" => B::Code,
-        "cursor_to_xmlschema" | "table_to_xml" | "table_to_xmlschema" | "table_to_xml_and_xmlschema" => B::Code,
-        "schema_to_xml" | "schema_to_xmlschema" | "schema_to_xml_and_xmlschema" | "database_to_xml" => B::Code,
+        "cursor_to_xmlschema" | "table_to_xml" | "table_to_xmlschema" | "table_to_xml_and_xmlschema" => {
+            B::Code
+        }
+        "schema_to_xml" | "schema_to_xmlschema" | "schema_to_xml_and_xmlschema" | "database_to_xml" => {
+            B::Code
+        }
         "database_to_xmlschema" | "database_to_xml_and_xmlschema" | "ts_stat" | "ts_rewrite" => B::Code,
         "crosstab" | "crosstab2" | "crosstab3" | "crosstab4" | "connectby" | "xpath_table" => B::Code,
         "pg_get_serial_sequence" => B::Introspection,
         "count" | "sum" | "avg" | "min" | "max" | "bool_and" | "bool_or" | "every" | "bit_and" | "bit_or" => {
             B::Aggregate
         }
-        "bit_xor" | "stddev" | "stddev_pop" | "stddev_samp" | "variance" | "var_pop" | "var_samp" => B::Aggregate,
+        "bit_xor" | "stddev" | "stddev_pop" | "stddev_samp" | "variance" | "var_pop" | "var_samp" => {
+            B::Aggregate
+        }
         "corr" | "covar_pop" | "covar_samp" | "regr_count" | "regr_slope" | "regr_r2" => B::Aggregate,
         "percentile_cont" | "percentile_disc" | "range_agg" | "range_intersect_agg" => B::Aggregate,
         "array_agg" | "string_agg" | "json_agg" | "jsonb_agg" | "json_object_agg" | "jsonb_object_agg" => {
@@ -86,7 +96,13 @@ fn by_prefix(name: &str) -> Option<Builtin> {
     if any(&["lo_", "pg_advisory", "pg_try_advisory", "pg_logical_", "pg_replication_", "pg_create_"])
         || any(&["pg_drop_replication", "pg_copy_", "pg_backup", "pg_start_backup", "pg_stop_backup"])
         || any(&["pg_terminate", "pg_cancel", "pg_reload", "pg_rotate", "pg_switch", "pg_wal_replay_"])
-        || any(&["pg_stat_reset", "pg_stat_statements_reset", "pg_stat_clear", "pg_stat_force", "pg_restore_"])
+        || any(&[
+            "pg_stat_reset",
+            "pg_stat_statements_reset",
+            "pg_stat_clear",
+            "pg_stat_force",
+            "pg_restore_",
+        ])
         || any(&["pg_clear_", "pg_export_", "pg_promote", "pg_notify", "pg_log_", "pg_sync_", "pg_file_"])
         || any(&["pg_import_", "pg_set_", "pg_prewarm", "brin_summarize", "brin_desummarize", "gin_clean"])
         || any(&["binary_upgrade_", "pg_nextoid", "pg_extension_config_dump"])

@@ -3,8 +3,8 @@
 use pg_query::{
     Node, NodeEnum as N,
     protobuf::{
-        CommentStmt, Constraint, CreateStmt, CreateTableAsStmt, DropStmt, GrantStmt, GrantTargetType, ObjectType as O,
-        RangeVar,
+        CommentStmt, Constraint, CreateStmt, CreateTableAsStmt, DropStmt, GrantStmt, GrantTargetType,
+        ObjectType as O, RangeVar,
     },
 };
 
@@ -150,12 +150,18 @@ impl Walker<'_> {
     fn drop_objects(&mut self, s: &DropStmt) -> Kind {
         let relation = matches!(
             s.remove_type(),
-            O::ObjectTable | O::ObjectView | O::ObjectMatview | O::ObjectSequence | O::ObjectForeignTable | O::ObjectIndex
+            O::ObjectTable
+                | O::ObjectView
+                | O::ObjectMatview
+                | O::ObjectSequence
+                | O::ObjectForeignTable
+                | O::ObjectIndex
         );
         let part = matches!(s.remove_type(), O::ObjectTrigger | O::ObjectRule | O::ObjectPolicy);
         for object in &s.objects {
             let Some(N::List(list)) = &object.node else { continue };
-            let parts = if part { list.items.split_last().map_or(&[][..], |(_, table)| table) } else { &list.items };
+            let parts =
+                if part { list.items.split_last().map_or(&[][..], |(_, table)| table) } else { &list.items };
             match qualified(parts) {
                 Some((schema, name)) if relation || part => self.object(schema, name),
                 Some(_) | None => {}
@@ -181,11 +187,14 @@ impl Walker<'_> {
 
     fn commented(&mut self, class: O, object: Option<&Node>) {
         let Some(N::List(list)) = object.and_then(|object| object.node.as_ref()) else { return };
-        let whole = matches!(class, O::ObjectTable | O::ObjectView | O::ObjectMatview | O::ObjectForeignTable)
-            || matches!(class, O::ObjectIndex | O::ObjectSequence);
-        let part = matches!(class, O::ObjectColumn | O::ObjectTabconstraint | O::ObjectTrigger | O::ObjectRule)
-            || class == O::ObjectPolicy;
-        let parts = if part { list.items.split_last().map_or(&[][..], |(_, table)| table) } else { &list.items };
+        let whole =
+            matches!(class, O::ObjectTable | O::ObjectView | O::ObjectMatview | O::ObjectForeignTable)
+                || matches!(class, O::ObjectIndex | O::ObjectSequence);
+        let part =
+            matches!(class, O::ObjectColumn | O::ObjectTabconstraint | O::ObjectTrigger | O::ObjectRule)
+                || class == O::ObjectPolicy;
+        let parts =
+            if part { list.items.split_last().map_or(&[][..], |(_, table)| table) } else { &list.items };
         match qualified(parts) {
             Some((schema, name)) if whole || part => self.object(schema, name),
             Some(_) | None => {}
@@ -200,13 +209,23 @@ fn database_wide(node: &N) -> Option<Kind> {
         N::AlterCollationStmt(_) | N::AlterDomainStmt(_) | N::GrantRoleStmt(_) | N::DefineStmt(_) => {}
         N::AlterDefaultPrivilegesStmt(_) | N::CreateTableSpaceStmt(_) | N::DropTableSpaceStmt(_) => {}
         N::AlterTableSpaceOptionsStmt(_) | N::AlterTableMoveAllStmt(_) | N::CreateExtensionStmt(_) => {}
-        N::AlterExtensionStmt(_) | N::AlterExtensionContentsStmt(_) | N::CreateFdwStmt(_) | N::AlterFdwStmt(_) => {}
+        N::AlterExtensionStmt(_)
+        | N::AlterExtensionContentsStmt(_)
+        | N::CreateFdwStmt(_)
+        | N::AlterFdwStmt(_) => {}
         N::CreateForeignServerStmt(_) | N::AlterForeignServerStmt(_) | N::CreateUserMappingStmt(_) => {}
         N::AlterUserMappingStmt(_) | N::DropUserMappingStmt(_) | N::ImportForeignSchemaStmt(_) => {}
-        N::CreateAmStmt(_) | N::CreateEventTrigStmt(_) | N::AlterEventTrigStmt(_) | N::CreatePlangStmt(_) => {}
+        N::CreateAmStmt(_) | N::CreateEventTrigStmt(_) | N::AlterEventTrigStmt(_) | N::CreatePlangStmt(_) => {
+        }
         N::CreateRoleStmt(_) | N::AlterRoleStmt(_) | N::AlterRoleSetStmt(_) | N::DropRoleStmt(_) => {}
-        N::CreateDomainStmt(_) | N::CreateOpClassStmt(_) | N::CreateOpFamilyStmt(_) | N::AlterOpFamilyStmt(_) => {}
-        N::AlterStatsStmt(_) | N::CreateFunctionStmt(_) | N::AlterFunctionStmt(_) | N::AlterOperatorStmt(_) => {}
+        N::CreateDomainStmt(_)
+        | N::CreateOpClassStmt(_)
+        | N::CreateOpFamilyStmt(_)
+        | N::AlterOpFamilyStmt(_) => {}
+        N::AlterStatsStmt(_)
+        | N::CreateFunctionStmt(_)
+        | N::AlterFunctionStmt(_)
+        | N::AlterOperatorStmt(_) => {}
         N::AlterTypeStmt(_) | N::CompositeTypeStmt(_) | N::CreateEnumStmt(_) | N::CreateRangeStmt(_) => {}
         N::AlterEnumStmt(_) | N::CreatedbStmt(_) | N::AlterDatabaseStmt(_) | N::DropdbStmt(_) => {}
         N::AlterDatabaseRefreshCollStmt(_) | N::AlterDatabaseSetStmt(_) | N::CreateConversionStmt(_) => {}

@@ -297,7 +297,7 @@ mod tests {
         check(r"select '\' ( '", true, Ok(5));
         check(r"select '\' ( '", false, Ok(2));
         check("select e'a'\n '\\'(' ", true, Ok(2));
-        check("select 1 union select 1, 2 union select 1", true, Ok(4));
+        check("select 1 union select 1, 2 union select 1", true, Ok(5));
     }
 
     #[test]

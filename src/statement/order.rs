@@ -25,7 +25,8 @@ pub(super) struct Order {
 pub(super) fn of(select: &SelectStmt, key: &[String]) -> Order {
     let ordered = order_columns(select);
     let literal_dependent = select.sort_clause.iter().any(|sort| position(sort).is_some());
-    let total = one_row(select, key) || (!key.is_empty() && key.iter().all(|column| ordered.contains(&&**column)));
+    let total =
+        one_row(select, key) || (!key.is_empty() && key.iter().all(|column| ordered.contains(&&**column)));
     let ties = select.limit_option() == LimitOption::WithTies && !select.sort_clause.is_empty();
     let picks = (select.limit_count.as_deref().is_some_and(limits) && !ties)
         || select.limit_offset.is_some()
@@ -69,7 +70,10 @@ fn limits(node: &Node) -> bool {
 }
 
 /// Does an aggregate stand in this expression, not as a window function?
-#[expect(clippy::wildcard_enum_match_arm, reason = "what is not looked into holds no aggregate: order is not total")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "what is not looked into holds no aggregate: order is not total"
+)]
 fn aggregates(node: &Node) -> bool {
     match &node.node {
         Some(N::ResTarget(target)) => target.val.as_deref().is_some_and(aggregates),
@@ -94,7 +98,9 @@ fn equal_columns<'a>(node: &'a Node, range: &RangeVar, out: &mut Vec<&'a str>) {
                 equal_columns(arg, range, out);
             }
         }
-        Some(N::AExpr(e)) if texts(&e.name) == ["="] && e.kind() == pg_query::protobuf::AExprKind::AexprOp => {
+        Some(N::AExpr(e))
+            if texts(&e.name) == ["="] && e.kind() == pg_query::protobuf::AExprKind::AexprOp =>
+        {
             let (Some(left), Some(right)) = (e.lexpr.as_deref(), e.rexpr.as_deref()) else { return };
             for (column, value) in [(left, right), (right, left)] {
                 out.extend(own_column(column, range).filter(|_| constant(value)));
@@ -135,7 +141,8 @@ fn order_columns(select: &SelectStmt) -> Vec<&str> {
         };
         let name = own_column(by, range)?;
         // A name that the select list gives hides the column of that name.
-        let named = position(sort).is_none() && matches!(&by.node, Some(N::ColumnRef(c)) if c.fields.len() == 1);
+        let named =
+            position(sort).is_none() && matches!(&by.node, Some(N::ColumnRef(c)) if c.fields.len() == 1);
         match named.then(|| alias(select, name)).flatten() {
             Some(aliased) => own_column(aliased, range),
             None => Some(name),
@@ -164,7 +171,8 @@ fn position(sort: &Node) -> Option<usize> {
 
 fn target(select: &SelectStmt, position: usize) -> Option<&pg_query::protobuf::ResTarget> {
     // A star in front would shift the positions.
-    let star = |node: &Node| matches!(&node.node, Some(N::ResTarget(t)) if t.val.as_deref().is_some_and(is_star));
+    let star =
+        |node: &Node| matches!(&node.node, Some(N::ResTarget(t)) if t.val.as_deref().is_some_and(is_star));
     if select.target_list.iter().take(position + 1).any(star) {
         return None;
     }

@@ -8,7 +8,8 @@ use crate::{
 /// Tables, views, partitions, sequences and functions in two schemas.
 pub(crate) fn catalog() -> Catalog {
     let mut catalog = Catalog { generation: 1, ..Catalog::default() };
-    let key = |column: &str| Relation { key: vec![column.to_owned()], on: [true, true], ..Relation::default() };
+    let key =
+        |column: &str| Relation { key: vec![column.to_owned()], on: [true, true], ..Relation::default() };
     let public = |name: &str| table("public", name);
     for name in ["documents", "users", "organizations", "things", "pg_notes"] {
         add(&mut catalog, public(name), key("id"));
@@ -22,7 +23,8 @@ pub(crate) fn catalog() -> Catalog {
     add(&mut catalog, public("events"), key("id"));
     add(&mut catalog, public("events_2024"), child("events"));
     add(&mut catalog, public("events_2024_01"), child("events_2024"));
-    let view = |reads: &[Table]| Relation { kind: RelationKind::View, reads: reads.to_vec(), ..Relation::default() };
+    let view =
+        |reads: &[Table]| Relation { kind: RelationKind::View, reads: reads.to_vec(), ..Relation::default() };
     add(&mut catalog, public("recent"), view(&[public("documents"), public("users")]));
     add(&mut catalog, public("nested"), view(&[public("recent"), table("pg_catalog", "pg_class")]));
     add(&mut catalog, public("loop_a"), view(&[public("loop_b")]));

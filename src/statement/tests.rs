@@ -15,7 +15,9 @@ fn one(s: &Statement) -> String {
     }
     .replace('"', "'");
     let names = |tables: &BTreeSet<Table>| {
-        let name = |t: &Table| if t.schema == "public" { t.name.clone() } else { format!("{}.{}", t.schema, t.name) };
+        let name = |t: &Table| {
+            if t.schema == "public" { t.name.clone() } else { format!("{}.{}", t.schema, t.name) }
+        };
         tables.iter().map(name).collect::<Vec<_>>().join(",")
     };
     for (label, tables) in [("r:", &s.reads), ("w:", &s.writes), ("f:", &s.functions)] {
@@ -136,17 +138,18 @@ fn spans_leave_out_the_semicolon() {
     check(";;;", &[]);
     let body = "create function f() returns int begin atomic select 1; select 2; end";
     check(&format!("{body}; select 3"), &[body, "select 3"]);
-    check("create rule r as on insert to a do (select 1; select 2); select 3", &[
-        "create rule r as on insert to a do (select 1; select 2)",
-        "select 3",
-    ]);
+    check(
+        "create rule r as on insert to a do (select 1; select 2); select 3",
+        &["create rule r as on insert to a do (select 1; select 2)", "select 3"],
+    );
 }
 
 #[test]
 fn what_is_not_understood_says_why() {
     let why = |sql: &[u8], max_bytes| {
         let catalog = sample::catalog();
-        let context = Context { catalog: &catalog, search_path: None, standard_conforming_strings: true, max_bytes };
+        let context =
+            Context { catalog: &catalog, search_path: None, standard_conforming_strings: true, max_bytes };
         let plan = analyze(sql, &context);
         match plan.statements.as_slice() {
             [Statement { kind: Kind::Unknown(why), span, .. }] if *span == (0..sql.len()) => Some(*why),
@@ -185,7 +188,13 @@ fn deep_and_long_text_ends() {
     ] {
         let plan = plan(&sql, None, true);
         let unknown = matches!(plan.statements.as_slice(), [Statement { kind: Kind::Unknown(_), .. }]);
-        assert_eq!(!unknown, understood, "{} ...: {:?}", &sql[..40], plan.statements.first().map(|s| &s.kind));
+        assert_eq!(
+            !unknown,
+            understood,
+            "{} ...: {:?}",
+            &sql[..40],
+            plan.statements.first().map(|s| &s.kind)
+        );
     }
 }
 

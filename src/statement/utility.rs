@@ -6,7 +6,8 @@ use pg_query::{
     Node, NodeEnum as N,
     protobuf::{
         CallStmt, CopyStmt, DeclareCursorStmt, DefElem, DiscardMode, DiscardStmt, ExplainStmt, PrepareStmt,
-        SelectStmt, TransactionStmt, TransactionStmtKind as T, VariableSetKind, VariableSetStmt, a_const::Val,
+        SelectStmt, TransactionStmt, TransactionStmtKind as T, VariableSetKind, VariableSetStmt,
+        a_const::Val,
     },
 };
 
@@ -76,7 +77,9 @@ impl Walker<'_> {
                 Kind::Code
             }
             N::CallStmt(s) => self.procedure(s),
-            other => self.maintenance(other).or_else(|| self.ddl(other)).unwrap_or(Kind::Unknown(Unknown::Node)),
+            other => {
+                self.maintenance(other).or_else(|| self.ddl(other)).unwrap_or(Kind::Unknown(Unknown::Node))
+            }
         }
     }
 
@@ -181,7 +184,8 @@ impl Walker<'_> {
         let (inner, literal_dependent) = statement(query, span.clone(), self.context);
         self.found.literal_dependent |= literal_dependent || s.options.iter().any(has_argument);
         let analyze = s.options.iter().filter_map(def_elem).rfind(|option| option.defname == "analyze");
-        let executes = analyze.is_some_and(|option| option.arg.as_deref().is_none_or(|arg| truth(arg) != Some(false)));
+        let executes =
+            analyze.is_some_and(|option| option.arg.as_deref().is_none_or(|arg| truth(arg) != Some(false)));
         let kind = inner.kind.clone();
         if executes || matches!(kind, Kind::Execute { .. } | Kind::Unknown(_)) {
             self.out = inner;
@@ -229,7 +233,9 @@ impl Walker<'_> {
     fn procedure(&mut self, s: &CallStmt) -> Kind {
         let Some(call) = &s.funccall else { return Kind::Unknown(Unknown::Node) };
         self.call(call);
-        let Some((schema, procedure)) = qualified(&call.funcname) else { return Kind::Unknown(Unknown::Node) };
+        let Some((schema, procedure)) = qualified(&call.funcname) else {
+            return Kind::Unknown(Unknown::Node);
+        };
         if self.out.functions.iter().all(|known| known.name != procedure) {
             self.out.functions.insert(name::table(schema, procedure));
         }

@@ -1,0 +1,3 @@
+//! What the subcommands of `crossfade` print. Pure: text and configuration in, text out.
+
+pub mod route;
