@@ -1,3 +1,4 @@
 //! The two databases: connections, pools, health.
 
 pub mod connection;
+pub mod control;

@@ -5,6 +5,8 @@ mod part;
 mod repositories;
 mod users;
 
+pub use self::repositories::may_match;
+
 use std::{
     fmt::Write as _,
     io,
@@ -16,7 +18,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use self::part::{Checker, Part};
+use self::part::Checker;
 use super::{
     Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Pool, PoolMode,
     Secret, Timeouts, TlsMode,

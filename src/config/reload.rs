@@ -155,9 +155,9 @@ impl Live {
     }
 
     fn directories(&self) -> BTreeSet<PathBuf> {
-        let directory = |file: &PathBuf| file.parent().map(|p| {
-            if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_owned() }
-        });
+        let directory = |file: &PathBuf| {
+            file.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_owned() })
+        };
         self.lock().files.keys().filter_map(directory).collect()
     }
 }
@@ -327,7 +327,8 @@ fn read(path: &Path, environment: &[(String, String)], generation: u64) -> (Chec
         check::check(&Inputs { path, text: &text, environment, read: &read_file, cores, generation });
     let holds_secrets = |c: &Config| {
         let secret = |s: &super::Secret| *s != super::Secret::None;
-        c.backends.iter().any(|b| secret(&b.control_secret)) || c.auth.users.values().any(|u| secret(&u.secret))
+        c.backends.iter().any(|b| secret(&b.control_secret))
+            || c.auth.users.values().any(|u| secret(&u.secret))
     };
     // Secrets of other files only would be a false alarm; the file's own text tells.
     let inline = text.lines().any(|l| !l.trim_start().starts_with('#') && l.contains("password ="));
@@ -441,7 +442,8 @@ mod tests {
         let text = "[listen]\naddresses = ['127.0.0.1:1']\n[admin]\nhttp = ''\nstats_users = ['app']\n";
         directory.put("proxy.toml", &format!("{text}{BASE}"));
         let reloaded = live.reload(Why::Admin).unwrap();
-        let keys: Vec<&str> = reloaded.warnings.iter().map(|w| w.key.as_str()).filter(|k| !k.is_empty()).collect();
+        let keys: Vec<&str> =
+            reloaded.warnings.iter().map(|w| w.key.as_str()).filter(|k| !k.is_empty()).collect();
         assert_eq!(keys, ["listen", "admin.http"]);
         assert_eq!(reloaded.config.listen, before.listen);
         assert_eq!(reloaded.config.admin.http, before.admin.http);

@@ -1,0 +1,3 @@
+//! What the `crossfade` command does besides serving.
+
+pub mod check;
