@@ -171,7 +171,7 @@ impl Manager {
     }
 }
 
-/// A hostile search_path of role or database must not choose operators for us, and nothing may wait forever.
+/// A hostile `search_path` of role or database must not choose operators for us, and nothing may wait forever.
 const PIN: &str = "SET search_path TO pg_catalog; SET statement_timeout TO '60s'; SET lock_timeout TO '5s'; \
                    SET idle_in_transaction_session_timeout TO '60s'; SET DateStyle TO ISO";
 
@@ -198,12 +198,12 @@ pub fn client_config(tls: &BackendTls) -> Result<ClientConfig, Error> {
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .expect("ring has suites for TLS 1.2 and 1.3");
-    let (verifies, name) = match tls.mode {
+    let (check_chain, check_name) = match tls.mode {
         TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => (false, false),
         TlsMode::VerifyCa => (true, false),
         TlsMode::VerifyFull => (true, true),
     };
-    let verifier: Option<Arc<WebPkiServerVerifier>> = if verifies {
+    let verifier: Option<Arc<WebPkiServerVerifier>> = if check_chain {
         let mut roots = RootCertStore::empty();
         let mut file = String::from("the web's roots");
         if let Some(path) = &tls.ca {
@@ -221,7 +221,7 @@ pub fn client_config(tls: &BackendTls) -> Result<ClientConfig, Error> {
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier {
         chain: verifier,
-        name,
+        check_name,
         provider,
     }));
     let Some((certificate, key)) = &tls.identity else { return Ok(builder.with_no_client_auth()) };
@@ -246,7 +246,7 @@ fn tls_error(path: &Path, error: &dyn std::fmt::Display) -> Error {
 #[derive(Debug)]
 struct Verifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
-    name: bool,
+    check_name: bool,
     provider: Arc<CryptoProvider>,
 }
 
@@ -264,7 +264,7 @@ impl ServerCertVerifier for Verifier {
             // The name is looked at last: the chain has been found good.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.name => Ok(ServerCertVerified::assertion()),
+            )) if !self.check_name => Ok(ServerCertVerified::assertion()),
             other => other,
         }
     }

@@ -9,16 +9,16 @@ use super::{
 use crate::{Side, statement::Table};
 
 /// Merges what was read; a side that is `None` did not answer.
-pub(super) fn build(raw: [Option<Raw>; 2], generation: u64) -> Catalog {
+pub(super) fn build(raw: &[Option<Raw>; 2], generation: u64) -> Catalog {
     let mut catalog = Catalog { generation, ..Catalog::default() };
-    if let [Some(source), Some(target)] = &raw {
+    if let [Some(source), Some(target)] = raw {
         let pairs = pair(&type_names(source), &type_names(target));
-        catalog.type_source_to_target = pairs.clone();
-        catalog.type_target_to_source = pairs.into_iter().map(|(s, t)| (t, s)).collect();
+        catalog.type_target_to_source = pairs.iter().map(|(&s, &t)| (t, s)).collect();
+        catalog.type_source_to_target = pairs;
         let pairs = pair(&class_names(source), &class_names(target));
         catalog.class_target_to_source = pairs.into_iter().map(|(s, t)| (t, s)).collect();
     }
-    let types = Types::new(&raw);
+    let types = Types::new(raw);
     for side in Side::BOTH {
         let Some(raw) = &raw[side.index()] else { continue };
         catalog.schemas.extend(raw.schemas.values().cloned());
@@ -322,7 +322,7 @@ mod tests {
             list.sort();
             list
         };
-        let catalog = build([Some(side(20_000)), Some(side(30_000))], 3);
+        let catalog = build(&[Some(side(20_000)), Some(side(30_000))], 3);
         assert_eq!(catalog.generation, 3);
         assert_eq!(catalog.type_target_to_source[&30_001], 20_001);
         assert_eq!(catalog.type_source_to_target[&20_002], 30_002);
@@ -330,11 +330,11 @@ mod tests {
         assert_eq!(nested(&catalog), ["arrays", "composites", "domains"]);
         assert_eq!(catalog.relations[&table("enums")].on, [true, true]);
 
-        let catalog = build([Some(side(20_000)), Some(side(20_000))], 1);
+        let catalog = build(&[Some(side(20_000)), Some(side(20_000))], 1);
         assert!(catalog.type_target_to_source.is_empty() && catalog.class_target_to_source.is_empty());
         assert!(nested(&catalog).is_empty());
 
-        let catalog = build([Some(side(20_000)), None], 1);
+        let catalog = build(&[Some(side(20_000)), None], 1);
         assert!(catalog.type_target_to_source.is_empty());
         assert_eq!(nested(&catalog), ["arrays", "composites", "domains"]);
         assert_eq!(catalog.relations[&table("enums")].on, [true, false]);
@@ -368,7 +368,7 @@ mod tests {
             (3, false, 20_012),
             (4, false, 3),
         ];
-        let catalog = build([Some(raw), None], 1);
+        let catalog = build(&[Some(raw), None], 1);
         let of = |name: &str| {
             let relation = &catalog.relations[&table(name)];
             let names = |list: &[Table]| list.iter().map(|t| t.name.clone()).collect::<Vec<_>>().join(" ");

@@ -52,7 +52,7 @@ pub async fn load(pools: [&Pool; 2], generation: u64) -> Result<Loaded, Error> {
         let [source, _] = failed;
         return Err(source.expect("both failed"));
     }
-    let catalog = build::build(raw, generation);
+    let catalog = build::build(&raw, generation);
     Ok(Loaded { catalog, fingerprints, failed })
 }
 
@@ -152,7 +152,7 @@ async fn read(client: &mut Client) -> Result<(Raw, i64), tokio_postgres::Error> 
             oid: r.get(0),
             schema: r.get(1),
             name: r.get(2),
-            kind: r.get::<_, i8>(3).cast_unsigned(),
+            kind: r.get::<_, i8>(3).to_ne_bytes()[0],
             parent: r.get(4),
         })
         .collect();

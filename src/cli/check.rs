@@ -178,6 +178,7 @@ struct Facts {
     version: i32,
     encoding: String,
     prepared: i32,
+    standard_strings: bool,
     /// Schema, table -> column -> its type and whether it may be NULL.
     tables: BTreeMap<(String, String), BTreeMap<String, String>>,
     functions: BTreeSet<(String, String)>,
@@ -239,6 +240,7 @@ async fn read_facts(client: &Client) -> Result<Facts, tokio_postgres::Error> {
         version: settings.get(0),
         encoding: settings.get(1),
         prepared: settings.get(2),
+        standard_strings: settings.get(3),
         tables,
         functions: functions.iter().map(|r| (r.get(0), r.get(1))).collect(),
     })
@@ -246,7 +248,8 @@ async fn read_facts(client: &Client) -> Result<Facts, tokio_postgres::Error> {
 
 const SETTINGS: &str = "
 SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.current_setting('server_encoding'),
-       pg_catalog.current_setting('max_prepared_transactions')::int";
+       pg_catalog.current_setting('max_prepared_transactions')::int,
+       pg_catalog.current_setting('standard_conforming_strings')::bool";
 
 const COLUMNS: &str = "
 SELECT n.nspname::text, c.relname::text, a.attname::text,
@@ -279,6 +282,10 @@ fn about_one(config: &Config, side: Side, facts: &Facts, report: &mut Report) {
         n => n.to_string(),
     };
     report.add(Level::Info, side, format!("max_prepared_transactions is {prepared}"));
+    if !facts.standard_strings {
+        let text = "standard_conforming_strings is off: backslashes in plain strings are escapes";
+        report.add(Level::Warning, side, text);
+    }
     let text = |p: &Pattern| format!("{}.{}", p.schema, p.name);
     for repository in &config.policy.repositories {
         let name = &repository.name;
@@ -304,6 +311,9 @@ fn about_both(config: &Config, source: &Facts, target: &Facts, report: &mut Repo
         let text = format!("server_encoding differs: {} and {}", source.encoding, target.encoding);
         report.add(Level::Mistake, None, text);
     }
+    if source.standard_strings != target.standard_strings {
+        report.add(Level::Mistake, None, "standard_conforming_strings differs: a string may mean two things");
+    }
     if target.version < source.version {
         report.add(Level::Warning, None, "the target is older than the source");
     }
@@ -312,8 +322,8 @@ fn about_both(config: &Config, source: &Facts, target: &Facts, report: &mut Repo
         let mut patterns = config.policy.repositories.iter().flat_map(|r| &r.tables);
         patterns.any(|p| may_match(p, schema, table))
     };
-    let names: BTreeSet<_> = source.tables.keys().chain(target.tables.keys()).filter(named).collect();
-    for name in names {
+    let all: BTreeSet<_> = source.tables.keys().chain(target.tables.keys()).filter(named).collect();
+    for name in all {
         let label = format!("{}.{}", name.0, name.1);
         match (source.tables.get(name), target.tables.get(name)) {
             (Some(_), None) => report.add(Level::Warning, Side::Target, format!("{label} does not exist")),
@@ -353,7 +363,7 @@ async fn check_auth_query(config: &Config, client: &Client, report: &mut Report)
     match run.await {
         Ok(2) => report.add(Level::Info, side, format!("{user} may run auth.query")),
         Ok(n) => {
-            report.add(Level::Mistake, side, format!("auth.query returns {n} columns, not name and secret"))
+            report.add(Level::Mistake, side, format!("auth.query returns {n} columns, not name and secret"));
         }
         Err(error) => {
             let text = format!("auth.query fails as {user}: {}", control::describe(&error));

@@ -585,6 +585,26 @@ mod tests {
     }
 
     #[test]
+    fn a_syntax_mistake_shows_no_secret() {
+        let wrong = [
+            "hunter2",
+            "\"hunter2",
+            "\"hunter2\\q\"",
+            "'hunter2' hunter2",
+            "12hunter2",
+            "-hunter2",
+            "{hunter2",
+            "[hunter2",
+        ];
+        for value in wrong {
+            let mut found = Vec::new();
+            parse(&format!("[source]\npassword = {value}\n"), "proxy.toml", &mut found);
+            assert!(!found.is_empty(), "{value}");
+            assert!(found.iter().all(|m| !m.to_string().contains("hunter")), "{found:?}");
+        }
+    }
+
+    #[test]
     fn all_syntax_mistakes_at_once() {
         let mut found = Vec::new();
         parse("[source]\nhost = \nport = 5\n[target]\npassword = 'very secret\n", "proxy.toml", &mut found);

@@ -186,8 +186,7 @@ fn overlap(a: &str, b: &str) -> bool {
                 (None, None) => true,
                 // A star ends here, or swallows one more of the other side.
                 (Some('*'), _) if below[j] => true,
-                (_, Some('*')) if reach[j + 1] => true,
-                (Some('*'), Some(_)) if reach[j + 1] => true,
+                (_, Some('*')) | (Some('*'), Some(_)) if reach[j + 1] => true,
                 (Some(_), Some('*')) if below[j] => true,
                 (Some(x), Some(y)) if *x != '*' && *y != '*' => {
                     (x == y || *x == '?' || *y == '?') && below[j + 1]
