@@ -6,3 +6,4 @@ pub mod pool;
 pub mod server;
 pub mod login;
 pub mod tls;
+pub mod control;

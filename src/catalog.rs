@@ -1,5 +1,8 @@
 //! What both databases know: relations, functions, types. Loaded by control connections, immutable.
 
+mod build;
+pub mod load;
+
 use std::collections::HashMap;
 
 use crate::statement::Table;

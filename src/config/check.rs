@@ -5,6 +5,8 @@ mod part;
 mod repositories;
 mod users;
 
+pub use self::repositories::may_match;
+
 use std::{
     fmt::Write as _,
     io,
@@ -16,7 +18,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use self::part::{Checker, Part};
+use self::part::Checker;
 use super::{
     Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Pool, PoolMode,
     Secret, Timeouts, TlsMode,
@@ -173,8 +175,8 @@ impl Checker<'_> {
             key: part.path("key").unwrap_or_default(),
             client_ca: part.path("client_ca"),
         };
-        self.certificate_with_key(&part, "certificate", "key");
-        self.authorities(&part, "client_ca");
+        files::certificate_with_key(&part, "certificate", "key");
+        files::authorities(&part, "client_ca");
         Some(tls)
     }
 
@@ -238,7 +240,7 @@ impl Checker<'_> {
             let message = "is not used: tls does not verify";
             part.warn("tls_ca", message, Some("set tls = \"verify-full\"".to_owned()));
         }
-        self.authorities(&part, "tls_ca");
+        files::authorities(&part, "tls_ca");
         let identity = match (part.path("tls_certificate"), part.path("tls_key")) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (Some(_), None) => {
@@ -252,15 +254,15 @@ impl Checker<'_> {
             (None, None) => None,
         };
         if identity.is_some() {
-            self.certificate_with_key(&part, "tls_certificate", "tls_key");
+            files::certificate_with_key(&part, "tls_certificate", "tls_key");
         }
-        let control_secret = match self.password(&part) {
+        let control_secret = match files::password(&part) {
             // Postgres wants the password itself from a client; one that looks like a verifier is still one.
             Secret::ScramVerifier(_) => {
                 part.mistake("password", "is a verifier; the password itself is needed here", None);
                 Secret::None
             }
-            other => other,
+            other @ (Secret::Password(_) | Secret::Md5(_) | Secret::None) => other,
         };
         Backend {
             host,

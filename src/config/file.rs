@@ -354,12 +354,7 @@ fn conform_table(table: &mut Table, keys: &[Key], path: &str, place: &Place, fou
     }
 }
 
-fn unknown<'a>(
-    entry: &Entry,
-    path: String,
-    known: impl Iterator<Item = &'a str>,
-    message: &str,
-) -> Mistake {
+fn unknown<'a>(entry: &Entry, path: String, known: impl Iterator<Item = &'a str>, message: &str) -> Mistake {
     Mistake {
         place: entry.place.clone(),
         key: path + &entry.key.escape_debug().to_string(),
@@ -383,7 +378,11 @@ fn conform_value(value: &Value, kind: Kind) -> Result<(), Refusal> {
     let wrong = |wanted: &str| Err((format!("expected {wanted}, found {}", value.describe()), None));
     match (kind, value) {
         (Kind::Text | Kind::Secret | Kind::Path, Value::Text(t)) => {
-            if t.contains('\0') { Err(("a NUL character".to_owned(), None)) } else { Ok(()) }
+            if t.contains('\0') {
+                Err(("a NUL character".to_owned(), None))
+            } else {
+                Ok(())
+            }
         }
         (Kind::Bool, Value::Bool(_)) => Ok(()),
         (Kind::Int(min, max), &Value::Int(i)) => match u64::try_from(i) {
@@ -408,10 +407,7 @@ fn conform_value(value: &Value, kind: Kind) -> Result<(), Refusal> {
             if words.contains(&t.as_str()) {
                 return Ok(());
             }
-            Err((
-                format!("{t:?} is none of \"{}\"", words.join("\", \"")),
-                suggest(t, words.iter().copied()),
-            ))
+            Err((format!("{t:?} is none of \"{}\"", words.join("\", \"")), suggest(t, words.iter().copied())))
         }
         (Kind::Texts, Value::List(list)) => {
             if list.iter().all(|n| matches!(&n.value, Value::Text(t) if !t.contains('\0'))) {
@@ -586,6 +582,26 @@ mod tests {
         let Some(Value::Table(source)) = root.get("source").map(|n| &n.value) else { panic!("no table") };
         assert!(source.get("password_file").is_none());
         assert!(source.get("password").is_some());
+    }
+
+    #[test]
+    fn a_syntax_mistake_shows_no_secret() {
+        let wrong = [
+            "hunter2",
+            "\"hunter2",
+            "\"hunter2\\q\"",
+            "'hunter2' hunter2",
+            "12hunter2",
+            "-hunter2",
+            "{hunter2",
+            "[hunter2",
+        ];
+        for value in wrong {
+            let mut found = Vec::new();
+            parse(&format!("[source]\npassword = {value}\n"), "proxy.toml", &mut found);
+            assert!(!found.is_empty(), "{value}");
+            assert!(found.iter().all(|m| !m.to_string().contains("hunter")), "{found:?}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
@@ -155,9 +155,9 @@ impl Live {
     }
 
     fn directories(&self) -> BTreeSet<PathBuf> {
-        let directory = |file: &PathBuf| file.parent().map(|p| {
-            if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_owned() }
-        });
+        let directory = |file: &PathBuf| {
+            file.parent().map(|p| if p.as_os_str().is_empty() { PathBuf::from(".") } else { p.to_owned() })
+        };
         self.lock().files.keys().filter_map(directory).collect()
     }
 }
@@ -192,46 +192,50 @@ enum Wake {
     Stop,
 }
 
-/// Reloads `live` about 100 ms after its files settle, on a thread of its own.
+/// Reloads `live` about 100 ms after its files settle, on a thread of its own; an error is a thread that could
+/// not be started.
 ///
 /// Directories are watched rather than files: editors and ConfigMaps replace a file, and a watch on it
 /// would stay with the one that is gone.
-pub fn watch(live: &Arc<Live>) -> notify::Result<Watching> {
+pub fn watch(live: &Arc<Live>) -> io::Result<Watching> {
     let (wake, wakes) = mpsc::channel();
     let sender = wake.clone();
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Reading the files is an event too. An error means that events were lost.
         if event.is_err() || event.is_ok_and(|e| is_change(e.kind)) {
             // Fails only when the thread has ended.
             let _ = sender.send(Wake::Look);
         }
-    })?;
-    let mut watched = BTreeSet::new();
-    for directory in live.directories() {
-        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
-        watched.insert(directory);
-    }
+    });
+    let mut watcher = watcher
+        .inspect_err(|error| {
+            tracing::warn!("no events of the file system, looking every 5 s instead: {error}")
+        })
+        .ok();
+    let mut directories = BTreeSet::new();
+    rewatch(watcher.as_mut(), &mut directories, live.directories());
     let live = Arc::downgrade(live);
     let body = move || {
         loop {
             let mut wake = wakes.recv_timeout(LOOK);
-            while wake == Ok(Wake::Look) {
+            // Another file of the directory may change all the time: it must not put this off for ever.
+            let latest = Instant::now() + SETTLE * 10;
+            while wake == Ok(Wake::Look) && Instant::now() < latest {
                 wake = wakes.recv_timeout(SETTLE);
             }
-            // A mount that events do not reach (NFS, some ConfigMaps) is looked at late rather than never.
-            if wake != Err(RecvTimeoutError::Timeout) {
+            if matches!(wake, Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected)) {
                 return;
             }
             let Some(live) = live.upgrade() else { return };
             live.reload_if_changed();
-            rewatch(&mut watcher, &mut watched, live.directories());
+            rewatch(watcher.as_mut(), &mut directories, live.directories());
         }
     };
-    thread::Builder::new().name("config-watch".to_owned()).spawn(body).map_err(notify::Error::io)?;
+    thread::Builder::new().name("config-watch".to_owned()).spawn(body)?;
     Ok(Watching { wake })
 }
 
-/// Files are looked at this often without any event.
+/// Files are looked at this often without any event: some mounts (NFS) send none.
 const LOOK: Duration = Duration::from_secs(5);
 /// An editor's several steps count as one change.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -248,21 +252,22 @@ fn is_change(kind: EventKind) -> bool {
 }
 
 fn rewatch(
-    watcher: &mut notify::RecommendedWatcher,
-    watched: &mut BTreeSet<PathBuf>,
+    watcher: Option<&mut notify::RecommendedWatcher>,
+    current: &mut BTreeSet<PathBuf>,
     wanted: BTreeSet<PathBuf>,
 ) {
-    for directory in wanted.difference(watched) {
+    let Some(watcher) = watcher else { return };
+    for directory in wanted.difference(current) {
         if let Err(error) = watcher.watch(directory, RecursiveMode::NonRecursive) {
             // It is still looked at every few seconds.
             tracing::warn!("cannot watch {}: {error}", directory.display());
         }
     }
-    for directory in watched.difference(&wanted) {
+    for directory in current.difference(&wanted) {
         // It may be gone, and its watch with it.
         let _ = watcher.unwatch(directory);
     }
-    *watched = wanted;
+    *current = wanted;
 }
 
 /// Puts the old values of what cannot change back, a warning for each.
@@ -327,7 +332,8 @@ fn read(path: &Path, environment: &[(String, String)], generation: u64) -> (Chec
         check::check(&Inputs { path, text: &text, environment, read: &read_file, cores, generation });
     let holds_secrets = |c: &Config| {
         let secret = |s: &super::Secret| *s != super::Secret::None;
-        c.backends.iter().any(|b| secret(&b.control_secret)) || c.auth.users.values().any(|u| secret(&u.secret))
+        c.backends.iter().any(|b| secret(&b.control_secret))
+            || c.auth.users.values().any(|u| secret(&u.secret))
     };
     // Secrets of other files only would be a false alarm; the file's own text tells.
     let inline = text.lines().any(|l| !l.trim_start().starts_with('#') && l.contains("password ="));
@@ -375,8 +381,6 @@ fn record(good: bool) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     const BASE: &str = "[[user]]\nname = 'app'\npassword = 'x'\n[source]\nhost = 'a'\ndatabase = 'd'\n\
@@ -441,7 +445,8 @@ mod tests {
         let text = "[listen]\naddresses = ['127.0.0.1:1']\n[admin]\nhttp = ''\nstats_users = ['app']\n";
         directory.put("proxy.toml", &format!("{text}{BASE}"));
         let reloaded = live.reload(Why::Admin).unwrap();
-        let keys: Vec<&str> = reloaded.warnings.iter().map(|w| w.key.as_str()).filter(|k| !k.is_empty()).collect();
+        let keys: Vec<&str> =
+            reloaded.warnings.iter().map(|w| w.key.as_str()).filter(|k| !k.is_empty()).collect();
         assert_eq!(keys, ["listen", "admin.http"]);
         assert_eq!(reloaded.config.listen, before.listen);
         assert_eq!(reloaded.config.admin.http, before.admin.http);

@@ -121,8 +121,11 @@ const AUTH: &[Key] = &[
 
 const POOL_MODES: Kind = Kind::Choice(&["session", "transaction"]);
 
-const CREDENTIALS: &[Key] =
-    &[optional("user", Kind::Text), optional("password", Kind::Secret), optional("password_file", Kind::Path)];
+const CREDENTIALS: &[Key] = &[
+    optional("user", Kind::Text),
+    optional("password", Kind::Secret),
+    optional("password_file", Kind::Path),
+];
 
 const USER: &[Key] = &[
     required("name", Kind::Text),
@@ -142,11 +145,7 @@ const BACKEND: &[Key] = &[
     key("user", Kind::Text, r#""postgres""#),
     optional("password", Kind::Secret),
     optional("password_file", Kind::Path),
-    key(
-        "tls",
-        Kind::Choice(&["disable", "prefer", "require", "verify-ca", "verify-full"]),
-        r#""prefer""#,
-    ),
+    key("tls", Kind::Choice(&["disable", "prefer", "require", "verify-ca", "verify-full"]), r#""prefer""#),
     optional("tls_ca", Kind::Path),
     optional("tls_certificate", Kind::Path),
     optional("tls_key", Kind::Path),

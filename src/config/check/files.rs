@@ -3,75 +3,69 @@
 use rustls::{RootCertStore, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{
-    Secret,
-    part::{Checker, Part},
-};
+use super::{Secret, part::Part};
 
-impl Checker<'_> {
-    /// Are these a certificate chain and its key?
-    pub(super) fn certificate_with_key(&self, part: &Part<'_>, certificate: &str, key: &str) {
-        let chain = part.file(certificate).and_then(|c| certificates(part, certificate, &c.bytes));
-        let private = part.secret_file(key).and_then(|c| {
-            PrivateKeyDer::from_pem_slice(&c.bytes)
-                .map_err(|_| part.mistake(key, "there is no PEM private key in this file", None))
-                .ok()
-        });
-        let (Some(chain), Some(private)) = (chain, private) else { return };
-        let provider = rustls::crypto::ring::default_provider();
-        match CertifiedKey::from_der(chain, private, &provider) {
-            Ok(_) => {}
-            Err(rustls::Error::InconsistentKeys(_)) => {
-                part.mistake(key, format!("this key does not belong to {certificate}"), None);
-            }
-            Err(error) => part.mistake(certificate, format!("cannot be used: {error}"), None),
+/// Are these a certificate chain and its key?
+pub(super) fn certificate_with_key(part: &Part<'_>, certificate: &str, key: &str) {
+    let chain = part.file(certificate).and_then(|c| certificates(part, certificate, &c.bytes));
+    let private = part.secret_file(key).and_then(|c| {
+        PrivateKeyDer::from_pem_slice(&c.bytes)
+            .map_err(|_| part.mistake(key, "there is no PEM private key in this file", None))
+            .ok()
+    });
+    let (Some(chain), Some(private)) = (chain, private) else { return };
+    let provider = rustls::crypto::ring::default_provider();
+    match CertifiedKey::from_der(chain, private, &provider) {
+        Ok(_) => {}
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            part.mistake(key, format!("this key does not belong to {certificate}"), None);
         }
-    }
-
-    /// Is this a bundle of authorities?
-    pub(super) fn authorities(&self, part: &Part<'_>, key: &str) {
-        let Some(contents) = part.file(key) else { return };
-        let Some(list) = certificates(part, key, &contents.bytes) else { return };
-        let mut store = RootCertStore::empty();
-        for certificate in list {
-            if let Err(error) = store.add(certificate) {
-                part.mistake(key, format!("holds a certificate that cannot be used: {error}"), None);
-            }
-        }
-    }
-
-    /// `password` or the contents of `password_file`.
-    pub(super) fn password(&self, part: &Part<'_>) -> Secret {
-        let secret = match (part.text("password"), part.is_written("password_file")) {
-            (Some(_), true) => {
-                part.mistake("password_file", "there is a password as well; one of the two", None);
-                return Secret::None;
-            }
-            (None, false) => return Secret::None,
-            (Some(text), false) => text,
-            (None, true) => {
-                let Some(contents) = part.secret_file("password_file") else { return Secret::None };
-                let Ok(text) = String::from_utf8(contents.bytes) else {
-                    part.mistake("password_file", "is not UTF-8", None);
-                    return Secret::None;
-                };
-                // Editors end the last line; a password does not.
-                let line = text.strip_suffix('\n').unwrap_or(&text);
-                line.strip_suffix('\r').unwrap_or(line).to_owned()
-            }
-        };
-        let key = if part.is_written("password_file") { "password_file" } else { "password" };
-        if secret.is_empty() || secret.contains(['\0', '\n']) {
-            part.mistake(key, "is empty or has more than one line", None);
-            return Secret::None;
-        }
-        secret_of(secret).unwrap_or_else(|| {
-            part.mistake(key, "begins like a SCRAM verifier and is none", None);
-            Secret::None
-        })
+        Err(error) => part.mistake(certificate, format!("cannot be used: {error}"), None),
     }
 }
 
+/// Is this a bundle of authorities?
+pub(super) fn authorities(part: &Part<'_>, key: &str) {
+    let Some(contents) = part.file(key) else { return };
+    let Some(list) = certificates(part, key, &contents.bytes) else { return };
+    let mut store = RootCertStore::empty();
+    for certificate in list {
+        if let Err(error) = store.add(certificate) {
+            part.mistake(key, format!("holds a certificate that cannot be used: {error}"), None);
+        }
+    }
+}
+
+/// `password` or the contents of `password_file`.
+pub(super) fn password(part: &Part<'_>) -> Secret {
+    let secret = match (part.text("password"), part.is_written("password_file")) {
+        (Some(_), true) => {
+            part.mistake("password_file", "there is a password as well; one of the two", None);
+            return Secret::None;
+        }
+        (None, false) => return Secret::None,
+        (Some(text), false) => text,
+        (None, true) => {
+            let Some(contents) = part.secret_file("password_file") else { return Secret::None };
+            let Ok(text) = String::from_utf8(contents.bytes) else {
+                part.mistake("password_file", "is not UTF-8", None);
+                return Secret::None;
+            };
+            // Editors end the last line; a password does not.
+            let line = text.strip_suffix('\n').unwrap_or(&text);
+            line.strip_suffix('\r').unwrap_or(line).to_owned()
+        }
+    };
+    let key = if part.is_written("password_file") { "password_file" } else { "password" };
+    if secret.is_empty() || secret.contains(['\0', '\n']) {
+        part.mistake(key, "is empty or has more than one line", None);
+        return Secret::None;
+    }
+    secret_of(secret).unwrap_or_else(|| {
+        part.mistake(key, "begins like a SCRAM verifier and is none", None);
+        Secret::None
+    })
+}
 fn certificates(part: &Part<'_>, key: &str, pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match list {

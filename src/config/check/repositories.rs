@@ -158,12 +158,19 @@ fn check_overlaps(parts: &[Part<'_>], list: &[Repository], key: &str, all: &[Wri
             } else if overlap(&later.pattern.schema, &earlier.pattern.schema)
                 && overlap(&later.pattern.name, &earlier.pattern.name)
             {
-                let message =
-                    format!("{text} and {} of the repository {other:?} may match the same name", earlier.text);
+                let message = format!(
+                    "{text} and {} of the repository {other:?} may match the same name",
+                    earlier.text
+                );
                 part.warn_at(later.place.clone(), key, message, None);
             }
         }
     }
+}
+
+/// Does the pattern match this name? (A `*` or `?` in the name itself counts as a wildcard too: good for warnings.)
+pub fn may_match(pattern: &Pattern, schema: &str, name: &str) -> bool {
+    overlap(&pattern.schema, schema) && overlap(&pattern.name, name)
 }
 
 /// Is there a name that both match? `*` is any characters, `?` is one.
@@ -179,8 +186,7 @@ fn overlap(a: &str, b: &str) -> bool {
                 (None, None) => true,
                 // A star ends here, or swallows one more of the other side.
                 (Some('*'), _) if below[j] => true,
-                (_, Some('*')) if reach[j + 1] => true,
-                (Some('*'), Some(_)) if reach[j + 1] => true,
+                (_, Some('*')) | (Some('*'), Some(_)) if reach[j + 1] => true,
                 (Some(_), Some('*')) if below[j] => true,
                 (Some(x), Some(y)) if *x != '*' && *y != '*' => {
                     (x == y || *x == '?' || *y == '?') && below[j + 1]

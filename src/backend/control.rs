@@ -1,0 +1,295 @@
+//! Control connections: crossfade's own, never on a client's path. Catalog, checks, `auth_query`, health.
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
+use tokio::sync::watch;
+use tokio_postgres::{Client, config::SslMode};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::config::{Backend, BackendTls, Secret, TlsMode};
+
+/// Control connections of one side. Its tasks run on the runtime that first uses it: use it on that one only.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    connections: bb8::Pool<Manager>,
+    /// bb8 itself answers a failed connect with a timeout alone.
+    failed: Failed,
+}
+
+/// The last failed connect, told to all who wait.
+#[derive(Clone, Debug)]
+struct Failed(watch::Sender<Option<Arc<Error>>>);
+
+impl bb8::ErrorSink<Error> for Failed {
+    fn sink(&self, error: Error) {
+        self.0.send_replace(Some(Arc::new(error)));
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<Error>> {
+        Box::new(self.clone())
+    }
+}
+
+/// Why there is no control connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A certificate or key file that cannot be used.
+    #[error("cannot use {file}: {message}")]
+    Tls {
+        /// Path.
+        file: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Refused by the server, or the network.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// The same, told to several who waited.
+    #[error("{0}")]
+    Shared(Arc<Error>),
+    /// No answer, or all connections in use.
+    #[error("no connection within {0:?}")]
+    Timeout(Duration),
+}
+
+/// A Postgres error with its causes, in one line. Holds no password: the server never repeats it.
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        return format!("{}: {} ({})", db.severity(), db.message(), db.code().code());
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// At most two control connections to a backend, made when they are needed.
+pub fn pool(backend: &Backend, connect_timeout: Duration) -> Result<Pool, Error> {
+    let manager = Manager::new(backend, connect_timeout)?;
+    let failed = Failed(watch::Sender::new(None));
+    let connections = bb8::Pool::builder()
+        .max_size(2)
+        // A check costs a round trip each time; [`get`] looks whether the connection is closed.
+        .test_on_check_out(false)
+        // The first refusal is the caller's answer, not a timeout.
+        .retry_connection(false)
+        .connection_timeout(connect_timeout)
+        .error_sink(Box::new(failed.clone()))
+        .build_unchecked(manager);
+    Ok(Pool { connections, failed })
+}
+
+/// A connection of the pool that was open a moment ago.
+pub async fn get(pool: &Pool) -> Result<bb8::PooledConnection<'_, Manager>, Error> {
+    let mut failed = pool.failed.0.subscribe();
+    let waits = pool.connections.config().connection_timeout;
+    loop {
+        let connection = tokio::select! {
+            biased;
+            got = pool.connections.get() => got.map_err(|error| match error {
+                bb8::RunError::User(error) => error,
+                bb8::RunError::TimedOut => Error::Timeout(waits),
+            })?,
+            Ok(()) = failed.changed() => {
+                let error = failed.borrow_and_update().clone().expect("only failures are sent");
+                return Err(Error::Shared(error));
+            }
+        };
+        // The server restarted while it was idle; dropping it takes it out of the pool, so this ends.
+        if !connection.is_closed() {
+            return Ok(connection);
+        }
+    }
+}
+
+/// Makes control connections for [`Pool`].
+#[derive(Clone)]
+pub struct Manager {
+    config: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Manager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Manager").finish_non_exhaustive()
+    }
+}
+
+impl Manager {
+    /// Reads certificate files; connects to nothing yet.
+    pub fn new(backend: &Backend, timeout: Duration) -> Result<Self, Error> {
+        let mut config = tokio_postgres::Config::new();
+        let Backend { host, port, database, tls, control_user, control_secret } = backend;
+        let mode = match tls.mode {
+            TlsMode::Disable => SslMode::Disable,
+            // There is no TLS on a Unix socket.
+            _ if host.starts_with('/') => SslMode::Disable,
+            TlsMode::Prefer => SslMode::Prefer,
+            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
+        };
+        config.host(host).port(*port).dbname(database).user(control_user).ssl_mode(mode);
+        config.application_name("crossfade control").connect_timeout(timeout);
+        match control_secret {
+            // Something that looks like an md5 hash can be a password; the server decides.
+            Secret::Password(text) | Secret::Md5(text) | Secret::ScramVerifier(text) => {
+                config.password(text);
+            }
+            Secret::None => {}
+        }
+        let tls = MakeRustlsConnect::new(client_config(tls)?);
+        Ok(Self { config, tls, timeout })
+    }
+
+    /// Connects and pins the session's settings.
+    pub async fn open(&self) -> Result<Client, Error> {
+        let open = async {
+            let (client, connection) = self.config.connect(self.tls.clone()).await?;
+            // Ends when the client is dropped; its errors reach whoever waits for an answer.
+            tokio::spawn(connection);
+            // SET rather than a startup option: the role's own search_path stays visible as reset_val, and
+            // a pooler in front of the server need not know the option. Nothing runs before it.
+            client.batch_execute(PIN).await?;
+            Ok(client)
+        };
+        tokio::time::timeout(self.timeout, open).await.map_err(|_| Error::Timeout(self.timeout))?
+    }
+}
+
+/// A hostile `search_path` of role or database must not choose operators for us, and nothing may wait forever.
+const PIN: &str = "SET search_path TO pg_catalog; SET statement_timeout TO '60s'; SET lock_timeout TO '5s'; \
+                   SET idle_in_transaction_session_timeout TO '60s'; SET DateStyle TO ISO";
+
+impl bb8::ManageConnection for Manager {
+    type Connection = Client;
+    type Error = Error;
+
+    async fn connect(&self) -> Result<Client, Error> {
+        self.open().await
+    }
+
+    async fn is_valid(&self, client: &mut Client) -> Result<(), Error> {
+        Ok(client.batch_execute("").await?)
+    }
+
+    fn has_broken(&self, client: &mut Client) -> bool {
+        client.is_closed()
+    }
+}
+
+/// rustls' settings for TLS towards a backend, as libpq's `sslmode` means them.
+pub fn client_config(tls: &BackendTls) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("ring has suites for TLS 1.2 and 1.3");
+    let (check_chain, check_name) = match tls.mode {
+        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => (false, false),
+        TlsMode::VerifyCa => (true, false),
+        TlsMode::VerifyFull => (true, true),
+    };
+    let verifier: Option<Arc<WebPkiServerVerifier>> = if check_chain {
+        let mut roots = RootCertStore::empty();
+        let mut file = String::from("the web's roots");
+        if let Some(path) = &tls.ca {
+            file = path.display().to_string();
+            for certificate in certificates(path)? {
+                roots.add(certificate).map_err(|e| tls_error(path, &e))?;
+            }
+        } else {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+        Some(built.map_err(|e| Error::Tls { file, message: e.to_string() })?)
+    } else {
+        None
+    };
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier {
+        chain: verifier,
+        check_name,
+        provider,
+    }));
+    let Some((certificate, key)) = &tls.identity else { return Ok(builder.with_no_client_auth()) };
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| tls_error(key, &e))?;
+    builder.with_client_auth_cert(certificates(certificate)?, private).map_err(|e| tls_error(certificate, &e))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
+    let list = read().map_err(|e| tls_error(path, &e))?;
+    if list.is_empty() {
+        return Err(tls_error(path, &io::Error::other("there is no PEM certificate in it")));
+    }
+    Ok(list)
+}
+
+fn tls_error(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::Tls { file: path.display().to_string(), message: error.to_string() }
+}
+
+/// What `sslmode` leaves out is left out; the handshake's signatures are checked in every mode.
+#[derive(Debug)]
+struct Verifier {
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    check_name: bool,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+            // The name is looked at last: the chain has been found good.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.check_name => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
