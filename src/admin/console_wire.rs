@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    console::{self, Caller, Command, Operator, parse, parse_all, setting},
+    console::{self, Caller, Command, Operator, parse, parse_all, reported_settings, setting},
     console_frames::{
         Body, Format, command_complete, data_row, frame, notice, parameter_status, row_description,
     },
@@ -30,23 +30,6 @@ const MAX_PORTALS: usize = 8;
 const FLUSH_BYTES: usize = 64 * 1024;
 /// For the last words of a session that is ended.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// Sent as `ParameterStatus`; drivers read their own behaviour from these.
-const REPORTED: &[&str] = &[
-    "application_name",
-    "client_encoding",
-    "DateStyle",
-    "default_transaction_read_only",
-    "in_hot_standby",
-    "integer_datetimes",
-    "IntervalStyle",
-    "is_superuser",
-    "server_encoding",
-    "server_version",
-    "session_authorization",
-    "standard_conforming_strings",
-    "TimeZone",
-];
 
 /// Serves one console session, from behind `AuthenticationOk` to its end. `rest` are bytes already read,
 /// `cancel_key` goes into `BackendKeyData` (a cancel of a console is without effect), `stop` ends the session
@@ -457,7 +440,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
     }
 
     fn greet(&mut self, cancel_key: &[u8]) {
-        for name in REPORTED {
+        for name in reported_settings() {
             parameter_status(&mut self.out, name, &setting(name, self.caller.user));
         }
         let process_id = self.caller.process_id;

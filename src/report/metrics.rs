@@ -373,12 +373,12 @@ mod tests {
     /// Dashboards and alerts that ask for a metric nobody exports stay silent for ever.
     #[test]
     fn what_is_deployed_asks_for_metrics_that_exist() {
+        let word = regex::Regex::new("(?:crossfade|process)_[a-z_]+").unwrap();
         for (file, text) in [
             ("alerts.yml", include_str!("../../deploy/alerts.yml")),
             ("alerts_test.yml", include_str!("../../deploy/alerts_test.yml")),
             ("crossfade.json", include_str!("../../deploy/grafana/dashboards/crossfade.json")),
         ] {
-            let word = regex::Regex::new("(?:crossfade|process)_[a-z_]+").unwrap();
             for name in word.find_iter(text).map(|m| m.as_str()) {
                 let family = name.strip_suffix("_bucket").or(name.strip_suffix("_count")).unwrap_or(name);
                 assert!(ALL.iter().any(|m| m.name == family), "{file} asks for {name}");
