@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{Side, error::ClientError};
 
-/// What `version()` says; SQLAlchemy takes it apart.
+/// What `version()` says; `SQLAlchemy` takes it apart.
 const SERVER_VERSION: &str = concat!("PostgreSQL 15.0 (crossfade ", env!("CARGO_PKG_VERSION"), ")");
 /// Columns of one SELECT.
 const MAX_ITEMS: usize = 64;
@@ -90,14 +90,12 @@ fn command(tokens: &[Token]) -> Option<Command> {
             _ => return None,
         },
         ("select", _) => Command::Select(select(rest)?),
-        ("begin", Some(_)) | ("begin", None) => Command::Begin("BEGIN"),
-        ("start", Some(["transaction", ..])) | ("start", None) if starts(rest, "transaction") => {
-            Command::Begin("START TRANSACTION")
-        }
-        ("commit" | "end", Some([] | ["work" | "transaction", ..] | ["and", ..])) => Command::Commit,
+        ("begin", _) => Command::Begin("BEGIN"),
+        ("start", _) if starts(rest, "transaction") => Command::Begin("START TRANSACTION"),
+        ("commit" | "end", Some([] | ["work" | "transaction" | "and", ..])) => Command::Commit,
         ("rollback", Some(["to", ..] | ["work" | "transaction", "to", ..])) => Command::RollbackTo,
         ("rollback", None) if starts(rest, "to") => Command::RollbackTo,
-        ("rollback" | "abort", Some([] | ["work" | "transaction", ..] | ["and", ..])) => Command::Rollback,
+        ("rollback" | "abort", Some([] | ["work" | "transaction" | "and", ..])) => Command::Rollback,
         ("deallocate", _) => deallocate(rest)?,
         ("set", _) if rest.len() >= 2 => Command::Ignored("SET"),
         ("reset", _) if !rest.is_empty() => Command::Ignored("RESET"),

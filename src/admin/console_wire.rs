@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{
-    console::{self, Caller, Command, Operator, parse, parse_all, setting},
+    console::{self, Caller, Command, Operator, parse, parse_all, reported_settings, setting},
     console_frames::{
         Body, Format, command_complete, data_row, frame, notice, parameter_status, row_description,
     },
@@ -31,25 +31,8 @@ const FLUSH_BYTES: usize = 64 * 1024;
 /// For the last words of a session that is ended.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Sent as ParameterStatus; drivers read their own behaviour from these.
-const REPORTED: &[&str] = &[
-    "application_name",
-    "client_encoding",
-    "DateStyle",
-    "default_transaction_read_only",
-    "in_hot_standby",
-    "integer_datetimes",
-    "IntervalStyle",
-    "is_superuser",
-    "server_encoding",
-    "server_version",
-    "session_authorization",
-    "standard_conforming_strings",
-    "TimeZone",
-];
-
-/// Serves one console session, from behind AuthenticationOk to its end. `rest` are bytes already read,
-/// `cancel_key` goes into BackendKeyData (a cancel of a console is without effect), `stop` ends the session
+/// Serves one console session, from behind `AuthenticationOk` to its end. `rest` are bytes already read,
+/// `cancel_key` goes into `BackendKeyData` (a cancel of a console is without effect), `stop` ends the session
 /// with 57P01 (a drain, or KILL).
 pub async fn serve<S, O>(
     stream: S,
@@ -93,7 +76,7 @@ where
     timeout(FAREWELL, sent).await.unwrap_or(Ok(()))
 }
 
-/// As in ReadyForQuery.
+/// As in `ReadyForQuery`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Status {
     Idle,
@@ -243,7 +226,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
             if !columns.is_empty() {
                 let formats = vec![Format::Text; columns.len()];
                 row_description(&mut self.out, &columns, &formats);
-                rows.iter().for_each(|row| data_row(&mut self.out, row, &formats));
+                for row in &rows {
+                    data_row(&mut self.out, row, &formats);
+                }
             }
             self.complete(&command, count);
         }
@@ -409,11 +394,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
         if matches!(command, Command::Commit | Command::Rollback) {
             self.status = Status::Idle;
         }
-        match command {
-            Command::Empty => frame(&mut self.out, b'I', |_| {}),
-            // The tag of a COMMIT of a failed transaction is ROLLBACK, without an error.
-            Command::Commit if failed => command_complete(&mut self.out, "ROLLBACK"),
-            _ => command_complete(&mut self.out, &command.tag(rows)),
+        if *command == Command::Empty {
+            frame(&mut self.out, b'I', |_| {});
+        } else if *command == Command::Commit && failed {
+            // A COMMIT of a failed transaction is no error; only its tag tells.
+            command_complete(&mut self.out, "ROLLBACK");
+        } else {
+            command_complete(&mut self.out, &command.tag(rows));
         }
     }
 
@@ -453,7 +440,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
     }
 
     fn greet(&mut self, cancel_key: &[u8]) {
-        for name in REPORTED {
+        for name in reported_settings() {
             parameter_status(&mut self.out, name, &setting(name, self.caller.user));
         }
         let process_id = self.caller.process_id;

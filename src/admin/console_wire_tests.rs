@@ -30,7 +30,9 @@ fn parse_message(name: &str, text: &str) -> Vec<u8> {
 fn bind_message(portal: &str, statement: &str, formats: &[u16]) -> Vec<u8> {
     let mut body = format!("{portal}\0{statement}\0\0\0\0\0").into_bytes();
     body.put_u16(u16::try_from(formats.len()).unwrap());
-    formats.iter().for_each(|f| body.put_u16(*f));
+    for format in formats {
+        body.put_u16(*format);
+    }
     message(b'B', &body)
 }
 
@@ -75,8 +77,11 @@ async fn answer(input: &[u8], cut: usize, role: Role) -> String {
 fn describe_frames(mut bytes: &[u8]) -> String {
     let mut words = Vec::new();
     while let [kind, rest @ ..] = bytes {
-        let length = usize::try_from(u32::from_be_bytes(*rest.first_chunk().unwrap())).unwrap();
-        let (body, rest) = (&rest[4..length], &rest[length..]);
+        let Some(length) = rest.first_chunk() else { break };
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap();
+        // The last frame may be on its way.
+        let Some((frame, rest)) = rest.split_at_checked(length) else { break };
+        let body = &frame[4..];
         let text = String::from_utf8_lossy(body);
         words.push(match kind {
             b'E' => {
@@ -295,7 +300,7 @@ async fn with_console<T>(role: Role, test: impl AsyncFnOnce(u16) -> T) -> T {
     }
 }
 
-/// Refuses TLS, reads the start-up message, sends AuthenticationOk.
+/// Refuses TLS, reads the start-up message, sends `AuthenticationOk`.
 async fn start_up(stream: &mut TcpStream) {
     loop {
         let length = usize::try_from(stream.read_u32().await.unwrap()).unwrap();
@@ -338,9 +343,8 @@ async fn a_real_driver() {
         assert_eq!(client.execute("PAUSE target", &[]).await.unwrap(), 0);
         // Simple.
         let messages = client.simple_query("SHOW STATS; RELOAD").await.unwrap();
-        let rows = messages.iter().filter_map(|m| match m {
-            SimpleQueryMessage::Row(row) => row.get("query_ms_avg"),
-            _ => None,
+        let rows = messages.iter().filter_map(|m| {
+            if let SimpleQueryMessage::Row(row) = m { row.get("query_ms_avg") } else { None }
         });
         assert_eq!(rows.collect::<Vec<_>>(), ["0.25"]);
         drop((statement, client));

@@ -144,12 +144,12 @@ async fn readyz(State(state): State<HttpState>) -> impl IntoResponse {
     let health = (state.health)();
     let [source, target] = health.backends;
     let ready = !health.draining && health.backends[Side::Source.index()] == BackendState::Up;
-    let body = Ready { ready, draining: health.draining, source, target };
+    let body = Answer { ready, draining: health.draining, source, target };
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body))
 }
 
 #[derive(Serialize)]
-struct Ready {
+struct Answer {
     ready: bool,
     draining: bool,
     source: BackendState,

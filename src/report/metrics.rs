@@ -89,7 +89,7 @@ declare! {
     ROUTE_WEIGHT: Gauge "crossfade_route_weight" ["repository", "backend", "op"] "Configured share of reads and writes (op) that this backend answers or leads, 0 to 1.";
     CLIENT_CONNECTIONS: Gauge "crossfade_client_connections" ["state"] "Clients connected now: login, idle, active, waiting.";
     LOGINS: Counter "crossfade_logins_total" ["outcome"] "Connections by how their start-up ended.";
-    TLS_STUFFING_REFUSED: Counter "crossfade_tls_stuffing_refused_total" [] "Connections closed because plain bytes followed an SSLRequest.";
+    TLS_STUFFING_REFUSED: Counter "crossfade_tls_stuffing_refused_total" [] "Connections closed because plain bytes followed a request for TLS.";
     CANCEL_REQUESTS: Counter "crossfade_cancel_requests_total" ["outcome"] "Cancel requests by what became of them.";
     PINNED_SESSIONS: Gauge "crossfade_pinned_sessions" ["reason"] "Clients in transaction pooling that keep their server connection now, and why.";
     CLIENT_RECEIVED_BYTES: Counter "crossfade_client_received_bytes_total" [] "Bytes received from clients.";
@@ -141,7 +141,7 @@ impl From<Side> for Value<'_> {
     }
 }
 
-impl<'a> Value<'a> {
+impl Value<'_> {
     fn text(self) -> Cow<'static, str> {
         match self {
             Value::Word(word) => Cow::Borrowed(word),
@@ -368,6 +368,22 @@ mod tests {
         let missing: Vec<_> = declared.difference(&documented).collect();
         let stale: Vec<_> = documented.difference(&declared).collect();
         assert!(missing.is_empty() && stale.is_empty(), "not in docs: {missing:#?}\nnot in code: {stale:#?}");
+    }
+
+    /// Dashboards and alerts that ask for a metric nobody exports stay silent for ever.
+    #[test]
+    fn what_is_deployed_asks_for_metrics_that_exist() {
+        let word = regex::Regex::new("(?:crossfade|process)_[a-z_]+").unwrap();
+        for (file, text) in [
+            ("alerts.yml", include_str!("../../deploy/alerts.yml")),
+            ("alerts_test.yml", include_str!("../../deploy/alerts_test.yml")),
+            ("crossfade.json", include_str!("../../deploy/grafana/dashboards/crossfade.json")),
+        ] {
+            for name in word.find_iter(text).map(|m| m.as_str()) {
+                let family = name.strip_suffix("_bucket").or(name.strip_suffix("_count")).unwrap_or(name);
+                assert!(ALL.iter().any(|m| m.name == family), "{file} asks for {name}");
+            }
+        }
     }
 
     #[test]
