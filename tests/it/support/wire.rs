@@ -375,7 +375,7 @@ impl Wire {
     }
 
     /// Digest of the server's certificate for `tls-server-end-point`, when there is TLS.
-    fn binding(&self) -> Option<Vec<u8>> {
+    pub(crate) fn binding(&self) -> Option<Vec<u8>> {
         let Stream::Tls(tls) = &self.stream else { return None };
         Some(Sha256::digest(tls.conn.peer_certificates()?.first()?).to_vec())
     }
@@ -564,6 +564,17 @@ impl Wire {
     /// Says goodbye.
     pub(crate) fn terminate(mut self) {
         self.send(&frames::terminate());
+    }
+
+    /// The next frame that is neither notice nor parameter; `None` at the end or when it takes too long.
+    pub(crate) fn frame(&mut self, limit: Duration) -> Option<Frame> {
+        loop {
+            match self.next(limit) {
+                Next::Frame(frame) if matches!(frame.kind, b'N' | b'S') => {}
+                Next::Frame(frame) => return Some(frame),
+                Next::Quiet | Next::Eof => return None,
+            }
+        }
     }
 
     /// True once the other side has closed the connection; frames before that are read over.
