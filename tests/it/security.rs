@@ -21,7 +21,7 @@ use crate::support::{
     holds_within, needs_proxy,
     proxy::{Settings, user},
     wait_for,
-    wire::{Cut, Login, Wire, cancel},
+    wire::{Login, Wire, cancel},
 };
 
 /// 14: before login a client costs little memory, however much it announces; good clients are served meanwhile.
@@ -164,11 +164,12 @@ fn admin_roles() {
     needs_proxy!();
     database("sec_admin");
     let proxy = Settings::new("sec_admin").start();
-    let looks =
-        ["REPOSITORIES", "POOLS", "CLIENTS", "SERVERS", "STATS", "CONFIG", "VERSION"].map(|what| format!("SHOW {what}"));
+    let looks = ["REPOSITORIES", "POOLS", "CLIENTS", "SERVERS", "STATS", "CONFIG", "VERSION"]
+        .map(|what| format!("SHOW {what}"));
     let changes = ["RELOAD", "PAUSE", "RESUME", "KILL 999999999"].map(str::to_owned);
 
-    let (mut admin, mut stats) = (proxy.console("alice").expect("an admin"), proxy.console("bob").expect("a reader"));
+    let (mut admin, mut stats) =
+        (proxy.console("alice").expect("an admin"), proxy.console("bob").expect("a reader"));
     let stranger = proxy.console("postgres").expect_err("neither admin nor reader");
     assert!(matches!(stranger.sqlstate.as_str(), "28000" | "42501" | "3D000"), "{stranger:?}");
     let mut wrong = proxy.login("alice");
@@ -179,11 +180,15 @@ fn admin_roles() {
     for command in &looks {
         for (role, wire) in [("admin", &mut admin), ("stats", &mut stats)] {
             let rows = wire.query(command).unwrap_or_else(|e| panic!("{role}: {command}: {e:?}"));
-            let extended = wire.execute(command, &[]).unwrap_or_else(|e| panic!("{role}, extended: {command}: {e:?}"));
+            let extended =
+                wire.execute(command, &[]).unwrap_or_else(|e| panic!("{role}, extended: {command}: {e:?}"));
             assert_eq!(rows.len(), extended.len(), "{role}: {command}");
             // 19: nothing shows a secret (CVE-2023-22332).
             let text = format!("{rows:?}{extended:?}");
-            assert!(!["alice-pw", "bob-pw", "\"secret\""].iter().any(|s| text.contains(s)), "{command} shows {text}");
+            assert!(
+                !["alice-pw", "bob-pw", "\"secret\""].iter().any(|s| text.contains(s)),
+                "{command} shows {text}"
+            );
         }
     }
     for command in &changes {
@@ -210,7 +215,8 @@ fn nothing_secret_is_logged() {
     settings.log = "filter = \"debug\"".to_owned();
     let proxy = settings.start();
     let mut wire =
-        Wire::connect(proxy.port, &proxy.login("alice").parameter("application_name", "evil\"} 1\nlabel")).expect("login");
+        Wire::connect(proxy.port, &proxy.login("alice").parameter("application_name", "evil\"} 1\nlabel"))
+            .expect("login");
     wire.run("SELECT 'hunter2literal'");
     assert!(wire.query("SELECT hunter2column FROM documents WHERE title = 'hunter2literal'").is_err());
     assert!(wire.query("SELEC 'hunter2literal'").is_err());
@@ -222,7 +228,11 @@ fn nothing_secret_is_logged() {
     drop(wire);
     let log = proxy.log();
     for secret in ["hunter2literal", "hunter2password", "alice-pw", "password = \"secret\""] {
-        assert!(!log.contains(secret), "the log has {secret}: {:?}", log.lines().find(|l| l.contains(secret)));
+        assert!(
+            !log.contains(secret),
+            "the log has {secret}: {:?}",
+            log.lines().find(|l| l.contains(secret))
+        );
     }
     for text in ["hunter2", "evil\"", "} 1\nlabel"] {
         assert!(!metrics.contains(text), "the metrics have {text:?}");
@@ -302,7 +312,8 @@ fn lookup_is_not_the_clients() {
     settings.users = user("postgres", "secret");
     settings.admin = String::new();
     settings.auth =
-        "method = \"scram-sha-256\"\nquery = \"SELECT name, password FROM secrets WHERE name = $1\"".to_owned();
+        "method = \"scram-sha-256\"\nquery = \"SELECT name, password FROM secrets WHERE name = $1\""
+            .to_owned();
     let proxy = settings.start();
     proxy.client("bob").run("SELECT 1");
     for (name, value) in [("search_path", "evil"), ("options", "-c search_path=evil,public")] {
@@ -311,7 +322,6 @@ fn lookup_is_not_the_clients() {
         "bob-pw".clone_into(&mut login.password);
         Wire::connect(proxy.port, &login).expect("its own password");
     }
-    let _ = Cut::Whole;
 }
 
 /// A fake that answers nothing at all: a client's login has an end.

@@ -38,18 +38,25 @@ fn matrix() {
         let proxy = settings.start();
         // Twice: the second time a pooled server connection is at hand.
         for (round, tls) in [(0, false), (0, true), (1, false), (1, true)] {
-            let logins = [("alice", "alice-pw"), ("alice", "bob-pw"), ("alice", ""), ("stranger", "alice-pw")];
+            let logins =
+                [("alice", "alice-pw"), ("alice", "bob-pw"), ("alice", ""), ("stranger", "alice-pw")];
             for ((name, password), expected) in logins.iter().zip(expected) {
                 let login = Login::new(name, password, "sec_auth").tls(tls);
                 let seen = outcome(&proxy, &login);
                 let refused = !expected.is_empty() && seen.starts_with("28");
-                assert!(seen == expected || refused, "{method}, TLS {tls}, round {round}, {name}/{password}: {seen:?}");
+                assert!(
+                    seen == expected || refused,
+                    "{method}, TLS {tls}, round {round}, {name}/{password}: {seen:?}"
+                );
             }
             // The same door leads to the console.
             for (name, password) in [("alice", "bob-pw"), ("alice", ""), ("stranger", "x")] {
                 let login = Login::new(name, password, "crossfade").tls(tls);
                 let open = Wire::connect(proxy.port, &login).is_ok();
-                assert!(!open || (method == "trust" && name == "alice"), "{method}: {name}/{password} at the console");
+                assert!(
+                    !open || (method == "trust" && name == "alice"),
+                    "{method}: {name}/{password} at the console"
+                );
             }
         }
     }
@@ -68,11 +75,17 @@ fn certificates() {
         outcome(&proxy, &login)
     };
     assert_eq!(with("alice", Some("alice"), true), "");
-    for (user, certificate, tls) in
-        [("alice", Some("bob"), true), ("alice", None, true), ("alice", None, false), ("stranger", Some("stranger"), true)]
-    {
+    for (user, certificate, tls) in [
+        ("alice", Some("bob"), true),
+        ("alice", None, true),
+        ("alice", None, false),
+        ("stranger", Some("stranger"), true),
+    ] {
         let seen = with(user, certificate, tls);
-        assert!(seen.starts_with("28") || seen.starts_with("closed"), "{user} with {certificate:?}, TLS {tls}: {seen:?}");
+        assert!(
+            seen.starts_with("28") || seen.starts_with("closed"),
+            "{user} with {certificate:?}, TLS {tls}: {seen:?}"
+        );
     }
 }
 

@@ -187,7 +187,8 @@ impl Frame {
 
     /// `S(name)`, `C[SELECT_1]`, `ZI`, `E(42601)`, `E!(57P01)` when fatal; else the letter.
     pub(crate) fn short(&self) -> String {
-        let text = || String::from_utf8_lossy(self.body.split(|&b| b == 0).next().unwrap_or(&[])).replace(' ', "_");
+        let text =
+            || String::from_utf8_lossy(self.body.split(|&b| b == 0).next().unwrap_or(&[])).replace(' ', "_");
         match self.kind {
             b'Z' => format!("Z{}", self.body.first().map_or('?', |&b| b as char)),
             b'C' => format!("C[{}]", text()),
@@ -277,7 +278,11 @@ fn without_temp_number(text: &str) -> String {
 
 fn printable(bytes: &[u8]) -> String {
     let digest = |bytes: &[u8]| Sha256::digest(bytes)[..4].iter().fold(0u32, |n, &b| n << 8 | u32::from(b));
-    if bytes.len() > 400 { format!("<{} bytes, {:08x}>", bytes.len(), digest(bytes)) } else { bytes.escape_ascii().to_string() }
+    if bytes.len() > 400 {
+        format!("<{} bytes, {:08x}>", bytes.len(), digest(bytes))
+    } else {
+        bytes.escape_ascii().to_string()
+    }
 }
 
 /// What a read brought.
@@ -423,7 +428,9 @@ impl Wire {
                 let message = exchange.message().to_vec();
                 self.send(&frames::frame(b'p', &message));
             }
-            12 => scram.as_mut().expect("SASL began").finish(&body[4..]).expect("the server knows the secret"),
+            12 => {
+                scram.as_mut().expect("SASL began").finish(&body[4..]).expect("the server knows the secret")
+            }
             _ => {}
         }
     }
@@ -495,7 +502,8 @@ impl Wire {
         let frame = Frame { kind: whole[0], body: whole[5..].to_vec() };
         match frame.kind {
             b'S' => {
-                let mut words = frame.body.split(|&b| b == 0).map(|w| String::from_utf8_lossy(w).into_owned());
+                let mut words =
+                    frame.body.split(|&b| b == 0).map(|w| String::from_utf8_lossy(w).into_owned());
                 self.parameters.insert(words.next().unwrap_or_default(), words.next().unwrap_or_default());
             }
             b'K' => {
