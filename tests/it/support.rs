@@ -58,6 +58,11 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
+/// Tells whether `condition` held all the time.
+pub(crate) fn holds_throughout(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    !holds_within(limit, || !condition())
+}
+
 /// A number from the environment, such as `CROSSFADE_SEED`.
 pub(crate) fn env_number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))

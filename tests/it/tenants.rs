@@ -66,28 +66,53 @@ impl Pair {
             1 => self.sql(&format!("SET LOCAL app.tenant = '{value}'")),
             2 => self.sql(&format!("SELECT set_config('app.tenant', '{value}', {})", rng.chance(50))),
             3 => self.sql(&format!("SET work_mem = '{}kB'", 64 + rng.below(1000))),
-            4 => self.sql(rng.pick(&["SET TimeZone = 'Asia/Tokyo'", "SET TIME ZONE 'America/Lima'", "RESET TimeZone"])),
-            5 => self.sql(rng.pick(&["SET DateStyle = 'German'", "SET DateStyle = 'SQL, DMY'", "SET DateStyle TO DEFAULT"])),
+            4 => self.sql(rng.pick(&[
+                "SET TimeZone = 'Asia/Tokyo'",
+                "SET TIME ZONE 'America/Lima'",
+                "RESET TimeZone",
+            ])),
+            5 => self.sql(rng.pick(&[
+                "SET DateStyle = 'German'",
+                "SET DateStyle = 'SQL, DMY'",
+                "SET DateStyle TO DEFAULT",
+            ])),
             6 => self.sql(&format!("SET search_path = \"{value}\", public")),
-            7 => self.sql(rng.pick(&["SET ROLE auditor", "SET ROLE editor", "RESET ROLE", "SET ROLE NONE", "SET LOCAL ROLE editor"])),
+            7 => self.sql(rng.pick(&[
+                "SET ROLE auditor",
+                "SET ROLE editor",
+                "RESET ROLE",
+                "SET ROLE NONE",
+                "SET LOCAL ROLE editor",
+            ])),
             8 => self.sql(rng.pick(&["RESET ALL", "RESET app.tenant", "SET SESSION AUTHORIZATION DEFAULT"])),
             9 | 10 => self.sql("BEGIN"),
             11 | 12 => self.sql("COMMIT"),
             13 => self.sql("ROLLBACK"),
             14 => self.sql(rng.pick(&["SAVEPOINT s", "ROLLBACK TO s", "RELEASE s", "SELECT 1/0"])),
             15 | 16 => {
-                let bytes = [frames::parse(&format!("st{n}"), &format!("SELECT '{value}', $1::text")), frames::sync()];
+                let bytes = [
+                    frames::parse(&format!("st{n}"), &format!("SELECT '{value}', $1::text")),
+                    frames::sync(),
+                ];
                 self.same(&format!("Parse st{n} {value}"), &bytes.concat());
             }
             17 | 18 => {
-                let bytes = [frames::bind("", &format!("st{n}"), &["x"]), frames::execute("", 0), frames::sync()];
+                let bytes =
+                    [frames::bind("", &format!("st{n}"), &["x"]), frames::execute("", 0), frames::sync()];
                 self.same(&format!("Bind st{n}"), &bytes.concat());
             }
-            19 => self.same(&format!("Close st{n}"), &[frames::close(b'S', &format!("st{n}")), frames::sync()].concat()),
+            19 => self.same(
+                &format!("Close st{n}"),
+                &[frames::close(b'S', &format!("st{n}")), frames::sync()].concat(),
+            ),
             20 => self.sql(&format!("PREPARE st{n} (text) AS SELECT '{value}', $1")),
             21 => self.sql(&format!("EXECUTE st{n}('y')")),
             22 => self.sql(&format!("DEALLOCATE st{n}")),
-            23 => self.sql(rng.pick(&["DISCARD ALL", "DEALLOCATE ALL", "SELECT 1; SET work_mem = '99kB'; SELECT 2"])),
+            23 => self.sql(rng.pick(&[
+                "DISCARD ALL",
+                "DEALLOCATE ALL",
+                "SELECT 1; SET work_mem = '99kB'; SELECT 2",
+            ])),
             24 => self.sql(&format!("CREATE TEMP TABLE tt{n} AS SELECT '{value}'::text v")),
             25 => self.sql(&format!("SELECT v FROM tt{n}")),
             26 => self.sql(&format!("DROP TABLE tt{n}")),
@@ -186,7 +211,11 @@ fn nothing_is_left_behind() {
             for sql in queries {
                 dirty.run(sql);
             }
-            if politely { dirty.terminate() } else { drop(dirty) }
+            if politely {
+                dirty.terminate()
+            } else {
+                drop(dirty)
+            }
             let mut clean = proxy.client("alice");
             let expected: Rows =
                 vec![["alice", "", "0", "0", "t"].map(|text| Some(text.to_owned())).to_vec()];

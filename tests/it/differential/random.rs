@@ -8,7 +8,8 @@ use crate::support::{
     cluster::{Cluster, newest, oldest},
     env_number,
     frames::{
-        bind, close, copy_data, copy_done, copy_fail, describe, execute, flush, frame, parse, query, sync, terminate,
+        bind, close, copy_data, copy_done, copy_fail, describe, execute, flush, frame, parse, query, sync,
+        terminate,
     },
     proxy::Settings,
     seed,
@@ -65,7 +66,13 @@ fn message(rng: &mut Rng) -> Vec<u8> {
         19 => query(rng.pick(&STATEMENTS)),
         20 => query(rng.pick(&TEXTS)),
         21 => copy_data(rng.pick(&["7\tx\n", "y", ""])),
-        22 => if rng.chance(50) { copy_done() } else { copy_fail("enough") },
+        22 => {
+            if rng.chance(50) {
+                copy_done()
+            } else {
+                copy_fail("enough")
+            }
+        }
         _ => frame(rng.pick(b"PBDECSQ"), rng.pick(&[&b""[..], b"\0", b"x", b"\0\0\0\0"])),
     }
 }
@@ -149,10 +156,17 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) 
         let cut = rng.pick(&[Cut::Whole, Cut::Random(seed), Cut::Bytes]);
         let way = Way { tls: rng.chance(30), cut };
         let oracle = run(source.port, &proxy.login("alice"), &bytes, &mut admin);
-        assert!(!oracle.short.iter().any(|t| t == "SILENCE"), "seed {seed} round {round}: the oracle hangs: {oracle:?}");
+        assert!(
+            !oracle.short.iter().any(|t| t == "SILENCE"),
+            "seed {seed} round {round}: the oracle hangs: {oracle:?}"
+        );
         let seen = run(proxy.port, &proxy.login("alice").tls(way.tls).cut(way.cut), &bytes, &mut admin);
         if !equal(&oracle, &seen) {
-            let again = format!("CROSSFADE_SEED={} CROSSFADE_ROUNDS=1, sent {}", seed.wrapping_add(round), letters(&bytes));
+            let again = format!(
+                "CROSSFADE_SEED={} CROSSFADE_ROUNDS=1, sent {}",
+                seed.wrapping_add(round),
+                letters(&bytes)
+            );
             wrong.push(difference(&again, way, &oracle, &seen));
         }
         if wrong.len() >= 10 {

@@ -12,7 +12,6 @@ use crate::support::{
     frames::{V3_0, V3_2, cancel_request, gssenc_request, query, ssl_request, startup, untyped},
     needs_proxy,
     proxy::Settings,
-    tls::client_config,
     wire::{Cut, Login, Wire},
 };
 
@@ -26,9 +25,16 @@ fn cases() -> Vec<Case> {
     let golden = |text: &str| -> &'static str { text.replace('@', login).leak() };
     vec![
         ("3.0", [vec![LogIn(V3_0, &[])], ask()].concat(), golden("@ K(4) ZI T D C ZI EOF")),
-        ("3.2", [vec![LogIn(V3_2, &[])], ask()].concat(),
-            golden("v @ K(4) ZI T D C ZI EOF || @ K(32) ZI T D C ZI EOF")),
-        ("3.9999 and an option", vec![LogIn(0x0003_270f, &[("_pq_.x", "1")])], golden("v @ K(4) ZI EOF || v @ K(32) ZI EOF")),
+        (
+            "3.2",
+            [vec![LogIn(V3_2, &[])], ask()].concat(),
+            golden("v @ K(4) ZI T D C ZI EOF || @ K(32) ZI T D C ZI EOF"),
+        ),
+        (
+            "3.9999 and an option",
+            vec![LogIn(0x0003_270f, &[("_pq_.x", "1")])],
+            golden("v @ K(4) ZI EOF || v @ K(32) ZI EOF"),
+        ),
         ("3.0 and an option", vec![LogIn(V3_0, &[("_pq_.x", "1")])], golden("v @ K(4) ZI EOF")),
         ("4.0", plain(0x0004_0000, b"user\0alice\0\0"), "E!(0A000) EOF"),
         ("no user", plain(V3_0, b"database\0postgres\0\0"), "E!(28000) EOF"),
@@ -42,13 +48,22 @@ fn cases() -> Vec<Case> {
         ("negative length", vec![Send(vec![0xff, 0xff, 0xff, 0xff]), Eof], "EOF"),
         ("huge length", vec![Send(vec![0x7f, 0xff, 0xff, 0xff, 0, 3, 0, 0]), Eof], "EOF"),
         ("HTTP", vec![Send(b"GET / HTTP/1.1\r\n\r\n".to_vec()), Eof], "EOF"),
-        ("SSL, then plain", vec![Send(ssl_request()), Byte, Tls(false), LogIn(V3_0, &[])], golden("S @ K(4) ZI EOF")),
-        ("GSS, SSL, login on one socket",
+        (
+            "SSL, then plain",
+            vec![Send(ssl_request()), Byte, Tls(false), LogIn(V3_0, &[])],
+            golden("S @ K(4) ZI EOF"),
+        ),
+        (
+            "GSS, SSL, login on one socket",
             vec![Send(gssenc_request()), Byte, Send(ssl_request()), Byte, Tls(false), LogIn(V3_0, &[])],
-            golden("N S @ K(4) ZI EOF")),
+            golden("N S @ K(4) ZI EOF"),
+        ),
         ("GSS, then plain", vec![Send(gssenc_request()), Byte, LogIn(V3_0, &[])], golden("N @ K(4) ZI EOF")),
-        ("bytes stuffed behind SSLRequest",
-            vec![Send([ssl_request(), startup(V3_0, &[("user", "alice")])].concat()), Byte, Eof], "S EOF"),
+        (
+            "bytes stuffed behind SSLRequest",
+            vec![Send([ssl_request(), startup(V3_0, &[("user", "alice")])].concat()), Byte, Eof],
+            "S EOF",
+        ),
         ("direct TLS with ALPN", vec![Tls(true), LogIn(V3_0, &[])], golden("NO-TLS EOF || @ K(4) ZI EOF")),
         ("direct TLS without ALPN", vec![Tls(false), Eof], "NO-TLS EOF || EOF"),
         ("cancel of nobody", vec![Send(cancel_request(1, &[1, 2, 3, 4])), Eof], "EOF"),
@@ -66,7 +81,11 @@ fn refused() -> Vec<(&'static str, Login, &'static str)> {
         ("empty password", alice("", "@"), "R10 R11 E!(28P01) EOF"),
         ("unknown user", Login::new("nobody", "x", "@"), "R10 R11 E!(28P01) EOF"),
         ("unknown database", alice("alice-pw", "absent_database"), "R10 R11 E!(3D000) EOF"),
-        ("unknown parameter", alice("alice-pw", "@").parameter("no_such_thing", "1"), "R10 R11 E!(42704) EOF"),
+        (
+            "unknown parameter",
+            alice("alice-pw", "@").parameter("no_such_thing", "1"),
+            "R10 R11 E!(42704) EOF",
+        ),
         ("bad value", alice("alice-pw", "@").parameter("DateStyle", "rubbish"), "R10 R11 E!(22023) EOF"),
     ]
 }
@@ -205,7 +224,6 @@ fn replication_reaches_the_source() {
 fn channel_binding() {
     crate::support::cluster::database("diff_plus");
     let proxy = Settings::new("diff_plus").tls("require").start();
-    let _ = client_config(None, false);
     let mut wire = Wire::open(proxy.port, Cut::Whole).expect("it listens");
     wire.send(&ssl_request());
     assert_eq!(wire.byte(), Some(b'S'));

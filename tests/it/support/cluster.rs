@@ -71,8 +71,13 @@ pub(crate) fn majors() -> Vec<u32> {
 
 fn tool(arguments: &[&str]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/cluster");
-    let output = Command::new(script).args(arguments).stdin(Stdio::null()).output().expect("tools/cluster runs");
-    assert!(output.status.success(), "tools/cluster {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let output =
+        Command::new(script).args(arguments).stdin(Stdio::null()).output().expect("tools/cluster runs");
+    assert!(
+        output.status.success(),
+        "tools/cluster {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 

@@ -308,7 +308,10 @@ impl Drop for Proxy {
         if std::thread::panicking() && !super::direct() {
             let log = self.log();
             let tail = log.lines().rev().take(30).collect::<Vec<_>>();
-            eprintln!("--- end of the proxy's log ---\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "--- end of the proxy's log ---\n{}",
+                tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
         }
         let _ = std::fs::remove_dir_all(&self.dir);
     }

@@ -187,7 +187,8 @@ impl Frame {
 
     /// `S(name)`, `C[SELECT_1]`, `ZI`, `E(42601)`, `E!(57P01)` when fatal; else the letter.
     pub(crate) fn short(&self) -> String {
-        let text = || String::from_utf8_lossy(self.body.split(|&b| b == 0).next().unwrap_or(&[])).replace(' ', "_");
+        let text =
+            || String::from_utf8_lossy(self.body.split(|&b| b == 0).next().unwrap_or(&[])).replace(' ', "_");
         match self.kind {
             b'Z' => format!("Z{}", self.body.first().map_or('?', |&b| b as char)),
             b'C' => format!("C[{}]", text()),
@@ -277,7 +278,11 @@ fn without_temp_number(text: &str) -> String {
 
 fn printable(bytes: &[u8]) -> String {
     let digest = |bytes: &[u8]| Sha256::digest(bytes)[..4].iter().fold(0u32, |n, &b| n << 8 | u32::from(b));
-    if bytes.len() > 400 { format!("<{} bytes, {:08x}>", bytes.len(), digest(bytes)) } else { bytes.escape_ascii().to_string() }
+    if bytes.len() > 400 {
+        format!("<{} bytes, {:08x}>", bytes.len(), digest(bytes))
+    } else {
+        bytes.escape_ascii().to_string()
+    }
 }
 
 /// What a read brought.
@@ -375,7 +380,7 @@ impl Wire {
     }
 
     /// Digest of the server's certificate for `tls-server-end-point`, when there is TLS.
-    fn binding(&self) -> Option<Vec<u8>> {
+    pub(crate) fn binding(&self) -> Option<Vec<u8>> {
         let Stream::Tls(tls) = &self.stream else { return None };
         Some(Sha256::digest(tls.conn.peer_certificates()?.first()?).to_vec())
     }
@@ -423,7 +428,9 @@ impl Wire {
                 let message = exchange.message().to_vec();
                 self.send(&frames::frame(b'p', &message));
             }
-            12 => scram.as_mut().expect("SASL began").finish(&body[4..]).expect("the server knows the secret"),
+            12 => {
+                scram.as_mut().expect("SASL began").finish(&body[4..]).expect("the server knows the secret")
+            }
             _ => {}
         }
     }
@@ -495,7 +502,8 @@ impl Wire {
         let frame = Frame { kind: whole[0], body: whole[5..].to_vec() };
         match frame.kind {
             b'S' => {
-                let mut words = frame.body.split(|&b| b == 0).map(|w| String::from_utf8_lossy(w).into_owned());
+                let mut words =
+                    frame.body.split(|&b| b == 0).map(|w| String::from_utf8_lossy(w).into_owned());
                 self.parameters.insert(words.next().unwrap_or_default(), words.next().unwrap_or_default());
             }
             b'K' => {
@@ -564,6 +572,17 @@ impl Wire {
     /// Says goodbye.
     pub(crate) fn terminate(mut self) {
         self.send(&frames::terminate());
+    }
+
+    /// The next frame that is neither notice nor parameter; `None` at the end or when it takes too long.
+    pub(crate) fn frame(&mut self, limit: Duration) -> Option<Frame> {
+        loop {
+            match self.next(limit) {
+                Next::Frame(frame) if matches!(frame.kind, b'N' | b'S') => {}
+                Next::Frame(frame) => return Some(frame),
+                Next::Quiet | Next::Eof => return None,
+            }
+        }
     }
 
     /// True once the other side has closed the connection; frames before that are read over.
