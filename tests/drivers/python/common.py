@@ -1,5 +1,5 @@
 """What every Python driver shares: where to connect, the rows to expect, the loop, the report."""
-import contextlib, datetime, decimal, enum, json, os, random, subprocess, time, traceback, uuid, zlib
+import contextlib, datetime, decimal, enum, faulthandler, json, os, random, subprocess, time, traceback, uuid, zlib
 
 HOST, PORT = os.environ["CF_HOST"], int(os.environ["CF_PORT"])
 DATABASE, USER, PASSWORD = os.environ["CF_DATABASE"], os.environ["CF_USER"], os.environ["CF_PASSWORD"]
@@ -8,6 +8,7 @@ MODE, SECONDS, SCRATCH = os.environ["CF_MODE"], float(os.environ["CF_SECONDS"]),
 DSN = f"host={HOST} port={PORT} dbname={DATABASE} user={USER} password={PASSWORD}"
 KINDS = ["draft", "report", "letter", "memo", "contract", "minutes", "invoice"]
 
+faulthandler.dump_traceback_later(SECONDS * 3 + 25)  # says where it hangs, shortly before the runner ends it
 with open(os.environ["CF_EXPECTED"], encoding="utf-8") as file:
     _all = json.load(file)
 DOCUMENTS = {row["id"]: row for row in _all["documents"]}
