@@ -3,7 +3,7 @@ import asyncio, csv, decimal, io, json, time
 
 import asyncpg
 
-from common import DATABASE, DOCUMENTS, HOST, KINDS, PASSWORD, PORT, USER, USERS, VERSIONS, Run, canonical
+from common import DATABASE, DOCUMENTS, HOST, KINDS, PASSWORD, PORT, SLOW, USER, USERS, VERSIONS, Run, canonical
 
 run = Run("asyncpg")
 WHO = "current_setting('cluster_name') AS who"
@@ -148,9 +148,31 @@ async def default_repository(connection):
     run.equal(await connection.fetchval("SELECT value FROM app_settings WHERE key = $1", "greeting"), "hello", "a table of no repository")
 
 
+async def cancelled(connection):
+    """The driver's timeout sends a cancel request, which must reach the statement wherever it runs, and nothing else."""
+    try:
+        await connection.fetchval(SLOW, timeout=0.1)
+        raise AssertionError("not cancelled")
+    except asyncio.TimeoutError:
+        run.document(await connection.fetchrow(ONE, anyone()))
+
+
+async def listen(connection):
+    channel, heard = f"drivers_{run.next()}", asyncio.Queue()
+
+    def hear(_connection, _pid, _channel, payload):
+        heard.put_nowait(payload)
+
+    await connection.add_listener(channel, hear)
+    await connection.execute("SELECT pg_notify($1, 'hello')", channel)
+    run.document(await connection.fetchrow(ONE, anyone()))
+    run.equal(await asyncio.wait_for(heard.get(), 5), "hello", "notification")
+    await connection.remove_listener(channel, hear)
+
+
 CHECKS = [whole_rows, user_types_as_parameters, users_and_join, prepared_statements_live_on, reads_then_writes,
           repeatable_read_keeps_its_side, savepoints, cursor_over_documents_while_writing, copy_out_and_in,
-          errors_leave_the_session_usable, default_repository]
+          errors_leave_the_session_usable, default_repository, cancelled, listen]
 
 
 async def worker(pool, queue):

@@ -1,5 +1,5 @@
 """What every Python driver shares: where to connect, the rows to expect, the loop, the report."""
-import datetime, decimal, enum, json, os, random, time, traceback, uuid, zlib
+import contextlib, datetime, decimal, enum, faulthandler, json, os, random, subprocess, time, traceback, uuid, zlib
 
 HOST, PORT = os.environ["CF_HOST"], int(os.environ["CF_PORT"])
 DATABASE, USER, PASSWORD = os.environ["CF_DATABASE"], os.environ["CF_USER"], os.environ["CF_PASSWORD"]
@@ -8,11 +8,14 @@ MODE, SECONDS, SCRATCH = os.environ["CF_MODE"], float(os.environ["CF_SECONDS"]),
 DSN = f"host={HOST} port={PORT} dbname={DATABASE} user={USER} password={PASSWORD}"
 KINDS = ["draft", "report", "letter", "memo", "contract", "minutes", "invoice"]
 
+faulthandler.dump_traceback_later(SECONDS * 3 + 25)  # says where it hangs, shortly before the runner ends it
 with open(os.environ["CF_EXPECTED"], encoding="utf-8") as file:
     _all = json.load(file)
 DOCUMENTS = {row["id"]: row for row in _all["documents"]}
 USERS = {row["id"]: row for row in _all["users"]}
 VERSIONS = _all["versions"]
+# Ends by itself after some seconds: a cancel request that arrives between two messages is lost, on a plain server too.
+SLOW = "SELECT count(*) FROM documents a, documents b, documents c, (VALUES (1), (2), (3), (4)) v"
 MANY = 5  # reported errors after which a driver stops
 
 
@@ -41,6 +44,18 @@ def canonical(value):
         return [canonical(item) for item in value]
     except TypeError:
         raise TypeError(f"no canonical form of {value!r}") from None
+
+
+@contextlib.contextmanager
+def tables_of_pgbench():
+    """Only one driver at a time makes, drops or dumps tables; the lock is the source's, so that it holds across processes."""
+    env = {**os.environ, "PGHOST": HOST, "PGPORT": str(DIRECT_PORT), "PGUSER": USER, "PGDATABASE": DATABASE, "PGPASSWORD": PASSWORD}
+    with subprocess.Popen(["psql", "-XqAt"], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guard:
+        guard.stdin.write("SELECT pg_advisory_lock(7);\n\\echo locked\n")
+        guard.stdin.flush()
+        while (line := guard.stdout.readline()) and line.strip() != "locked":
+            pass
+        yield
 
 
 class Run:

@@ -4,7 +4,7 @@ pg_restore connects to the server itself: crossfade serves one database, and the
 """
 import os, subprocess
 
-from common import DATABASE, DIRECT_PORT, HOST, PASSWORD, PORT, USER, Run
+from common import DATABASE, DIRECT_PORT, HOST, PASSWORD, PORT, USER, Run, tables_of_pgbench
 
 run = Run("pg_dump")
 FRESH = f"fresh_{os.getpid()}"
@@ -28,8 +28,8 @@ def psql(sql, **more):
 
 
 def dump_and_restore():
-    # Not the tables of pgbench, which may come and go at this moment.
-    dump = command("pg_dump", "--no-sync", "--format=custom", "--exclude-table=pgbench_*", port=PORT)
+    with tables_of_pgbench():
+        dump = command("pg_dump", "--no-sync", "--format=custom", "--exclude-table=pgbench_*", port=PORT)
     run.operations += 1
     psql(f"CREATE DATABASE {FRESH} TEMPLATE template0 OWNER {USER}", PGUSER="postgres", PGDATABASE="postgres")
     try:

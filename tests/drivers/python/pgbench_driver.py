@@ -1,7 +1,7 @@
 """pgbench with scripts that check what they read, in one of its three protocols; its own TPC-B tables in `default`."""
 import os, pathlib, re, subprocess, sys, tempfile
 
-from common import DATABASE, DIRECT_PORT, HOST, MODE, PASSWORD, PORT, SECONDS, USER, Run
+from common import DATABASE, DIRECT_PORT, HOST, PASSWORD, PORT, SECONDS, USER, Run, tables_of_pgbench
 
 protocol = sys.argv[1]
 run = Run(f"pgbench-{protocol}")
@@ -82,18 +82,12 @@ def checked_scripts():
 
 def tpcb():
     """The built-in script, whose four balances must agree. Its tables have fixed names, so only one protocol makes them."""
-    lock = "SELECT pg_advisory_lock(7)"
-    with subprocess.Popen(["psql", "-XqAt"], env={**ENV, "PGPORT": str(DIRECT_PORT)}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as guard:
-        guard.stdin.write(f"{lock};\n\\echo locked\n")
-        guard.stdin.flush()
-        while guard.stdout.readline().strip() != "locked":
-            pass
+    with tables_of_pgbench():
         command("pgbench", "-i", "-q", "-s", 1, "-I", "dtgvpf")
         run.operations += pgbench("-c", 4, "-j", 1)
         run.operations += pgbench("-S", "-c", 2, "-j", 1) if protocol == "simple" else 0
         balances = psql("SELECT (SELECT sum(abalance) FROM pgbench_accounts) = all (ARRAY[(SELECT sum(bbalance) FROM pgbench_branches), "
                         "(SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(delta) FROM pgbench_history)])")
-        guard.stdin.close()
     run.equal(balances, "t", "balances of TPC-B")
 
 

@@ -1,5 +1,5 @@
 """psycopg 3: extended protocol, prepared after five uses, binary, registered types, server cursors, COPY, pipelines."""
-import contextlib, decimal, enum, itertools
+import contextlib, decimal, enum, itertools, threading
 
 import psycopg
 from psycopg import rows as psycopg_rows
@@ -8,7 +8,7 @@ from psycopg.types.enum import EnumInfo, register_enum
 from psycopg.types.json import Jsonb
 from psycopg.types.range import Range, RangeInfo, register_range
 
-from common import DOCUMENTS, DSN, KINDS, USERS, VERSIONS, Run, canonical
+from common import DOCUMENTS, DSN, KINDS, SLOW, USERS, VERSIONS, Run, canonical
 
 run = Run("psycopg3")
 WHO = "current_setting('cluster_name') AS who"
@@ -180,8 +180,28 @@ def session_settings(connection):
     run.equal(row["t"], "0", f"RESET on {row['who']}")
 
 
+def cancelled(connection):
+    done = threading.Event()
+
+    def cancel():
+        while not done.wait(0.1):
+            connection.cancel_safe()
+
+    canceller = threading.Thread(target=cancel)
+    canceller.start()
+    try:
+        connection.execute(SLOW)
+        raise AssertionError("not cancelled")
+    except psycopg.errors.QueryCanceled:
+        pass
+    finally:
+        done.set()
+        canceller.join()
+    run.document(connection.execute(ONE, [anyone()]).fetchone())
+
+
 CHECKS = [whole_rows, user_types_as_parameters, users_and_roles, pipeline, pipeline_error, server_cursor_while_writing, held_cursor, copy,
-          copy_that_fails, transactions, session_settings]
+          copy_that_fails, transactions, session_settings, cancelled]
 connection = connect()
 
 
