@@ -35,9 +35,9 @@ class Report:
                 goals.append((f"{cell}: throughput / pgbouncer's", ">= 1.00", self.ratio(cell, "crossfade", "tps", "pgbouncer"), -1.0))
         for cell in ("connect/trust", "connect/scram"):
             goals.append((f"{cell}: throughput / pgbouncer's", ">= 1.00", self.ratio(cell, "crossfade", "tps", "pgbouncer"), -1.0))
-        for cell in ("stream/copy", "stream/query"):
+        for cell in ("stream/copy", "stream/query", "stream/small"):
             goals.append((f"{cell}: rate / direct", ">= 0.55", self.ratio(cell, "crossfade", "mb_per_second", "direct"), -0.55))
-        for cell in ("stream/query", "stream/stalled"):
+        for cell in ("stream/query", "stream/small", "stream/stalled"):
             goals.append((f"{cell}: growth of memory, KiB", "<= 8192", self.cells.get(cell, {}).get("crossfade", {}).get("peak_growth_kib"), 8192))
         idle = self.cells.get("idle", {}).get("crossfade", {}).get("bytes_per_client")
         goals.append(("idle: KiB per client", "<= 8.00", idle / 1024 if idle is not None else None, 8.0))
