@@ -10,6 +10,8 @@ use crate::statement::Table;
 /// One snapshot of both databases' catalogs.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
+    /// Was this side read? By `Side::index`.
+    pub read: [bool; 2],
     /// Rises with every change; plans made from an older one are forgotten.
     pub generation: u64,
     /// By schema and name. Names of both sides; the source's properties win.
@@ -74,4 +76,11 @@ pub struct Function {
     pub volatile: bool,
     /// May read tables (anything but IMMUTABLE).
     pub reads_tables: bool,
+}
+
+impl Catalog {
+    /// Is this side's catalog known? The source may be served without: nothing is mapped for it.
+    pub fn covers(&self, side: crate::Side) -> bool {
+        side == crate::Side::Source || self.read[side.index()]
+    }
 }

@@ -5,11 +5,13 @@
 
 mod check;
 mod footprint;
+mod lead;
 pub mod policy;
 mod reason;
 
 pub use check::{Warning, check_policy};
 pub use footprint::{Class, Footprint, Repositories};
+pub use lead::lead;
 pub use reason::{Reason, Refusal, Rule};
 
 use self::policy::{OnUnknown, Policy, TransactionReads};

@@ -71,6 +71,8 @@ pub struct Pool {
     pub credentials: RefCell<Credentials>,
     /// ParameterStatus values of a new session here, in the server's order and spelling.
     pub welcome: RefCell<Option<Rc<[(String, String)]>>>,
+    /// What a new session here starts with.
+    pub defaults: RefCell<Rc<super::server::SessionDefaults>>,
     share: Arc<Share>,
     connect: Connect,
     idle: RefCell<Vec<Box<Server>>>,
@@ -99,6 +101,7 @@ impl Pool {
             key,
             credentials: RefCell::new(credentials),
             welcome: RefCell::default(),
+            defaults: RefCell::default(),
             share,
             connect,
             idle: RefCell::default(),

@@ -100,8 +100,8 @@ pub struct ServerInfo {
     pub opened: Instant,
     /// When it last changed hands.
     pub used: Cell<Instant>,
-    /// Times it was handed to a client.
-    pub served: Cell<u64>,
+    /// Transactions it has run.
+    pub transactions: Cell<u64>,
     /// Is the connection encrypted?
     pub tls: bool,
 }
@@ -174,6 +174,11 @@ impl Server {
     /// of more than a few rows.
     pub async fn query(&mut self, sql: &str, buffers: &Buffers) -> Result<Rows, QueryError> {
         frame::put_query(&mut self.conn.output, sql);
+        self.settle_hidden(buffers).await
+    }
+
+    /// Sends what is in the output and reads the answer up to ReadyForQuery.
+    pub async fn settle_hidden(&mut self, buffers: &Buffers) -> Result<Rows, QueryError> {
         let mut answer = Answer::default();
         poll_fn(|cx| self.poll_answer(cx, buffers, &mut answer)).await?;
         match answer.error {
@@ -214,7 +219,12 @@ impl Server {
 
     /// Takes over the ParameterStatus frame of `length` bytes at the front of the input.
     pub fn note_parameter(&mut self, length: usize) {
-        let mut fields = frame::Fields(&self.conn.input[frame::HEADER..length]);
+        self.note_parameter_at(0, length);
+    }
+
+    /// As above, for a frame that begins at `at`.
+    pub fn note_parameter_at(&mut self, at: usize, length: usize) {
+        let mut fields = frame::Fields(&self.conn.input[at + frame::HEADER..at + length]);
         let (Ok(name), Ok(value)) = (fields.cstr(), fields.cstr()) else { return };
         let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
         match self.parameters.iter_mut().find(|(n, _)| *n == name) {

@@ -1,7 +1,7 @@
 //! One client from login to good-bye.
 
 use std::{
-    collections::VecDeque,
+    cell::RefCell,
     future::poll_fn,
     io,
     rc::Rc,
@@ -33,7 +33,10 @@ use crate::{
 };
 
 /// A statement's text, prepared; executing it does what the entry says.
-pub(super) type Statement = Prepared<Rc<Entry>>;
+pub(super) type Statement = Prepared<PlanCell>;
+
+/// What executing a statement does; replaced when the catalog changes.
+pub(super) type PlanCell = RefCell<Rc<Entry>>;
 
 /// A logged-in client.
 pub(super) struct Client {
@@ -47,7 +50,7 @@ pub(super) struct Client {
     /// What it has sent and not had answered.
     pub(super) pipeline: Pipeline,
     /// Its names of prepared statements.
-    pub(super) registry: Registry<Rc<Entry>>,
+    pub(super) registry: Registry<PlanCell>,
     /// The transaction it is in.
     pub(super) txn: Transaction,
     /// Configuration and catalog; kept through a transaction.
@@ -68,8 +71,6 @@ pub(super) struct Client {
     pub(super) set_side: Side,
     /// It has temporary tables.
     pub(super) temporary: bool,
-    /// `true`: this database is relayed to the source as it is, without a look at statements.
-    pub(super) home_only: bool,
 }
 
 /// Why a client's connection ends.
@@ -320,7 +321,6 @@ impl Client {
             Unit::Extended { length, complete } => (length, complete),
         };
         self.conn.consume(length, &shard.buffers);
-        self.registry.undo(usize::MAX);
         tracing::info!(client = self.id(), sqlstate = error.sqlstate, message = %error.message, "statement refused");
         shard.count_refusal(error.sqlstate);
         if self.txn.status == Status::Block {
@@ -426,10 +426,6 @@ impl Client {
         });
     }
 
-    /// The statements a text's batch has parsed so far have no use.
-    pub(super) fn take_parsed(parsed: &mut VecDeque<Rc<Statement>>) -> Option<Rc<Statement>> {
-        parsed.pop_front()
-    }
 }
 
 /// What a client is told when it is ended from outside.

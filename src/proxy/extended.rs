@@ -1,6 +1,6 @@
 //! The extended protocol: what a batch does ([`Client::survey`]) and how it is sent ([`Client::translate`]).
 
-use std::{collections::VecDeque, rc::Rc};
+use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
 use bytes::BytesMut;
 
@@ -71,7 +71,7 @@ impl Client {
                 Some(Frontend::Parse) => {
                     let Ok((name, sql, types)) = parse_fields(fields) else { continue };
                     let statement = self.prepare(name, sql, types);
-                    survey.named.push(Rc::clone(&statement.plan));
+                    survey.named.push(Rc::clone(&statement.plan.borrow()));
                     survey.parsed.push_back(Rc::clone(&statement));
                     names.push((name, statement));
                 }
@@ -82,12 +82,12 @@ impl Client {
                         let first = survey.executed.is_empty();
                         survey.text = (first && fields.0.starts_with(&[0, 0, 0, 0]))
                             .then(|| String::from_utf8_lossy(&statement.sql).into_owned());
-                        survey.executed.push(self.resolve(&statement.plan));
+                        survey.executed.push(self.resolve(&self.plan_of(&statement)));
                     }
                 }
                 Some(Frontend::Describe) => {
                     let (Ok(b'S'), Ok(name)) = (fields.byte(), fields.cstr()) else { continue };
-                    survey.named.extend(find(name, &names).map(|s| Rc::clone(&s.plan)));
+                    survey.named.extend(find(name, &names).map(|s| self.plan_of(&s)));
                 }
                 _ => {}
             }
@@ -101,26 +101,37 @@ impl Client {
             && let Kind::Execute { name } = &only.kind
             && let Some(statement) = self.registry.get(name.as_bytes())
         {
-            return match &statement.plan.plan.statements[..] {
+            let named = self.plan_of(statement);
+            return match &named.plan.statements[..] {
                 [inner] if matches!(inner.kind, Kind::Execute { .. }) => Rc::clone(entry),
-                _ => Rc::clone(&statement.plan),
+                _ => named,
             };
         }
         Rc::clone(entry)
+    }
+
+    /// What executing a statement does, by the catalog of now.
+    fn plan_of(&self, statement: &Statement) -> Rc<Entry> {
+        let mut plan = statement.plan.borrow_mut();
+        // The text of an SQL-level PREPARE is not that of the statement in it: its plan stays.
+        if plan.catalog != self.current.catalog.generation && statement.name_span.is_none() {
+            *plan = self.shard.plan(&statement.sql, &self.context, &self.current);
+        }
+        Rc::clone(&plan)
     }
 
     /// The statement that a Parse makes.
     fn prepare(&self, name: &[u8], sql: &[u8], types: &[u8]) -> Rc<Statement> {
         let plan = self.shard.plan(sql, &self.context, &self.current);
         if self.naming() == Naming::Content && !name.is_empty() {
-            return self.shard.intern(sql, types, || plan);
+            return self.shard.intern(sql, types, plan);
         }
         Rc::new(Prepared {
             number: self.shard.next_statement(),
             sql: sql.into(),
             types: types.into(),
             name_span: None,
-            plan,
+            plan: RefCell::new(plan),
         })
     }
 
@@ -133,7 +144,7 @@ impl Client {
             sql: text.into(),
             types: Box::default(),
             name_span: Some(span),
-            plan: Entry::new(plan, u64::MAX),
+            plan: RefCell::new(Entry::new(plan, u64::MAX)),
         }))
     }
 
@@ -190,7 +201,7 @@ impl Client {
                     None => self.keep(Expect::Parse),
                 },
                 Err(_) => {
-                    self.registry.touch();
+                    self.registry.touch(b"");
                     server.known.touch(b"");
                     self.keep(Expect::Parse)
                 }
@@ -265,7 +276,7 @@ impl Client {
         }
         if taken {
             server.known.touch(&on_server);
-            self.registry.touch();
+            self.registry.touch(name);
         } else {
             self.make_room(server, out);
             server.known.set(&on_server, Some(statement.number));

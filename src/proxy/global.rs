@@ -4,12 +4,11 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use arc_swap::ArcSwap;
-use rustls::pki_types as _;
 use subtle::ConstantTimeEq;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -48,6 +47,8 @@ pub(super) enum Message {
     Accept(Accepted),
     /// Something to be done with its data.
     Run(Box<dyn FnOnce(&std::rc::Rc<Shard>) + Send>),
+    /// All clients are gone: the end.
+    End,
 }
 
 struct CancelEntry {
@@ -190,11 +191,6 @@ impl Global {
             }
         }
         all
-    }
-
-    /// The data thread with the fewest clients.
-    pub(super) fn least_busy(&self, counts: &[AtomicUsize]) -> usize {
-        counts.iter().enumerate().min_by_key(|(_, n)| n.load(Ordering::Relaxed)).map_or(0, |(i, _)| i)
     }
 
     pub(super) fn set_backend(&self, side: Side, state: BackendState) {

@@ -17,6 +17,7 @@ use super::{
     global::Global,
     plans::{Entry, PlanLimits, Plans, SearchContext},
     shared::{ClientShared, Running, Signal},
+    stats::Stats,
 };
 use crate::{
     Side,
@@ -54,6 +55,7 @@ pub(super) struct Shard {
     pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
+    pub(super) stats: RefCell<HashMap<(Rc<str>, Side), Rc<Stats>>>,
     interned: RefCell<Interned>,
     current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
@@ -77,6 +79,7 @@ impl Shard {
             pools: RefCell::default(),
             clients: RefCell::default(),
             servers: RefCell::default(),
+            stats: RefCell::default(),
             interned: RefCell::default(),
             current: RefCell::new(current),
             statements: Cell::new(0),
@@ -184,6 +187,10 @@ impl Shard {
         let side = key.side;
         let unreachable = |why: String| Refused::Unreachable(why.into());
         let tls = self.global.backend_tls(side);
+        if !self.current().catalog.covers(side) {
+            // Types and relations have other OIDs there, and nobody knows which.
+            return Err(unreachable("its catalog has not been read yet".to_owned()));
+        }
         let own = config.auth.users.get(&*key.user).and_then(|u| u.backend[side.index()].clone());
         let (user, credentials) = match own {
             Some((user, secret)) => (user, Credentials::Secret(secret)),
@@ -210,7 +217,7 @@ impl Shard {
             client: Cell::new(0),
             opened: now,
             used: Cell::new(now),
-            served: Cell::new(0),
+            transactions: Cell::new(0),
             tls: opened.stream.is_tls(),
         });
         self.servers.borrow_mut().push(Rc::downgrade(&info));
@@ -240,6 +247,7 @@ impl Shard {
             server.defaults =
                 Rc::new(SessionDefaults { search_path: search_path.clone(), isolation: isolation.clone() });
         }
+        *pool.defaults.borrow_mut() = Rc::clone(&server.defaults);
         *pool.welcome.borrow_mut() = Some(server.parameters.as_slice().into());
         Ok(server)
     }
@@ -431,6 +439,11 @@ impl Shard {
 
     pub(super) fn count_transaction(&self, side: Side, committed: bool) {
         self.hot.borrow().transaction(side, committed);
+    }
+
+    /// Totals of one user on one side.
+    pub(super) fn stats(&self, user: &Rc<str>, side: Side) -> Rc<Stats> {
+        Rc::clone(self.stats.borrow_mut().entry((Rc::clone(user), side)).or_default())
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     future::poll_fn,
     rc::Rc,
-    task::Poll,
     time::Instant,
 };
 
@@ -18,7 +17,7 @@ use crate::{
     Side,
     backend::{
         pool::Refused,
-        server::{QueryError, Server},
+        server::{QueryError, Server, SessionDefaults},
     },
     error::ClientError,
     route::{self, Block, Decision, Footprint, Reason, TransactionState, Work},
@@ -69,7 +68,7 @@ impl Client {
     fn survey_simple(&mut self, length: usize, function: bool) -> Survey {
         let mut survey = Survey::default();
         let text = frame::query_text(&self.conn.input[HEADER..length]);
-        if !function && !self.home_only && let Ok(text) = text {
+        if !function && let Ok(text) = text {
             let entry = self.shard.plan(text, &self.context, &self.current);
             if is_prologue(&entry) {
                 survey.text = Some(String::from_utf8_lossy(text).into_owned());
@@ -83,7 +82,7 @@ impl Client {
     fn choose(&mut self, survey: &Survey, unit: Unit) -> Result<(Choice, bool), ClientError> {
         let block = self.txn.status != Status::Idle;
         let stay = self.txn.side.filter(|_| block).unwrap_or(Side::Source);
-        let Some(footprint) = self.footprint(survey).filter(|_| !self.home_only) else {
+        let Some(footprint) = self.footprint(survey) else {
             return Ok((Choice { side: stay, reason: Reason::Home, footprint: None, fallback: None }, false));
         };
         let policy = &self.current.config.policy;
@@ -137,7 +136,7 @@ impl Client {
 
     /// A message of an open batch must run where the batch runs.
     pub(super) fn stay_on(&mut self, side: Side, survey: &Survey) -> Result<(), End> {
-        let Some(footprint) = self.footprint(survey).filter(|_| !self.home_only) else { return Ok(()) };
+        let Some(footprint) = self.footprint(survey) else { return Ok(()) };
         let mut state = self.state(false);
         let block = state.block.unwrap_or_default();
         let work = block.work.max(Work::Read);
@@ -163,7 +162,7 @@ impl Client {
         loop {
             let began = Instant::now();
             let mut flight = Flight { retryable: choice.fallback.is_some(), ..Flight::default() };
-            let mut server = match self.checkout(choice.side, &survey).await {
+            let mut server = match self.checkout(choice.side).await {
                 Ok(server) => server,
                 Err(refused) => match self.fall_back(&mut choice, &refused) {
                     true => continue,
@@ -263,7 +262,7 @@ impl Client {
     }
 
     /// The connection that runs this client's statements on `side`, with the client's settings.
-    async fn checkout(&mut self, side: Side, survey: &Survey) -> Result<Box<Server>, Refused> {
+    async fn checkout(&mut self, side: Side) -> Result<Box<Server>, Refused> {
         let shard = Rc::clone(&self.shard);
         let mut server = match self.servers[side.index()].take() {
             Some(server) => server,
@@ -279,7 +278,6 @@ impl Client {
         let io = |e: QueryError| Refused::Unreachable(e.to_string().into());
         if server.last_client != self.id() {
             server.last_client = self.id();
-            server.info.served.set(server.info.served.get() + 1);
             if server.tainted {
                 server.discard(&shard.buffers).await.map_err(io)?;
             }
@@ -291,7 +289,6 @@ impl Client {
                 QueryError::Io(_) => io(e),
             })?;
         }
-        let _ = survey;
         Ok(server)
     }
 
@@ -335,16 +332,21 @@ impl Client {
 
     /// What unqualified names mean now.
     pub(super) fn refresh_context(&mut self, server: &Server) {
+        self.set_context(&server.parameters, &server.defaults);
+    }
+
+    /// As above, from what a session reports and starts with.
+    pub(super) fn set_context(&mut self, parameters: &[(String, String)], defaults: &SessionDefaults) {
         let get = |name: &str| self.settings.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
-        let path = get("search_path").unwrap_or(&server.defaults.search_path);
+        let path = get("search_path").unwrap_or(&defaults.search_path);
         let strings = get("standard_conforming_strings") != Some("off")
-            && !server.parameters.iter().any(|(n, v)| n == "standard_conforming_strings" && v == "off");
+            && !parameters.iter().any(|(n, v)| n == "standard_conforming_strings" && v == "off");
         let user = match get("role").filter(|r| *r != "none") {
             Some(role) => role,
             None => get("session_authorization").unwrap_or(&self.shared.user),
         };
         self.context = self.shard.context(settings::search_path(path, user), strings);
-        let isolation = get("default_transaction_isolation").unwrap_or(&server.defaults.isolation);
+        let isolation = get("default_transaction_isolation").unwrap_or(&defaults.isolation);
         self.read_committed = matches!(isolation, "read committed" | "read uncommitted");
     }
 
@@ -363,7 +365,7 @@ impl Client {
                 self.pipeline.sent(if function { Expect::Function } else { Expect::Query });
                 self.registry.drop_unnamed();
                 server.known.remove(b"");
-                if !function && !self.home_only && self.send_named(length, server, flight).await? {
+                if !function && self.send_named(length, server, flight).await? {
                     return Ok(survey);
                 }
                 shift(&mut self.conn.input, length, &mut server.conn.output, &shard.buffers);
@@ -508,7 +510,7 @@ impl Client {
             Refused::Timeout => failed("no server connection became free in time".to_owned()),
             Refused::Cancelled => ClientError::error("57014", "canceling statement due to user request"),
         };
-        let mut server = self.checkout(side, &Survey::default()).await.map_err(refused)?;
+        let mut server = self.checkout(side).await.map_err(refused)?;
         let replayed = server.query(&self.txn.prologue.join(";\n"), &shard.buffers).await;
         if let Err(e) = replayed {
             shard.close(server);
@@ -752,13 +754,6 @@ impl Client {
 enum SendError {
     End(End),
     Server(String),
-}
-
-impl Broken {
-    /// Turns a poll's error into the other half of a result.
-    pub(super) fn into_poll<T>(self) -> Poll<Result<T, Broken>> {
-        Poll::Ready(Err(self))
-    }
 }
 
 /// Must the text be kept, to be repeated where the transaction moves to?

@@ -92,7 +92,7 @@ impl Class {
         }
     }
 
-    fn strength(&self) -> u8 {
+    pub(super) fn strength(&self) -> u8 {
         match self {
             Class::Empty => 0,
             Class::Control(_) => 1,

@@ -33,6 +33,8 @@ pub enum Reason {
     OnUnknown,
     /// The session drew from a sequence there.
     SequenceState,
+    /// The side that was drawn does not answer; the lead does.
+    Fallback,
 }
 
 impl Reason {
@@ -52,6 +54,7 @@ impl Reason {
             Reason::AllLedThere => "all_led_there",
             Reason::OnUnknown => "on_unknown",
             Reason::SequenceState => "sequence_state",
+            Reason::Fallback => "fallback",
         }
     }
 }
@@ -72,6 +75,7 @@ impl fmt::Display for Reason {
             Reason::AllLedThere => "what it touches is not known, and everything is led there",
             Reason::OnUnknown => "what it touches is not known, and routing.on_unknown says so",
             Reason::SequenceState => "the session drew from a sequence there",
+            Reason::Fallback => "the side that was drawn does not answer",
         })
     }
 }

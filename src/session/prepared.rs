@@ -165,6 +165,12 @@ impl<P> Registry<P> {
         self.undo.push((name.into(), old));
     }
 
+    /// A message was sent that leaves everything as it is (or fails).
+    pub fn touch(&mut self, name: &[u8]) {
+        let now = self.get(name).cloned();
+        self.undo.push((name.into(), now));
+    }
+
     fn put(&mut self, name: &[u8], statement: Option<Rc<Prepared<P>>>) -> Option<Rc<Prepared<P>>> {
         if name.is_empty() {
             return std::mem::replace(&mut self.unnamed, statement);
@@ -177,7 +183,7 @@ impl<P> Registry<P> {
 
     /// The last `n` changes never happened.
     pub fn undo(&mut self, n: usize) {
-        for _ in 0..n {
+        for _ in 0..n.min(self.undo.len()) {
             if let Some((name, old)) = self.undo.pop() {
                 self.put(&name, old);
             }
@@ -264,7 +270,7 @@ impl Known {
 
     /// The last `n` changes never happened.
     pub fn undo(&mut self, n: usize) {
-        for _ in 0..n {
+        for _ in 0..n.min(self.undo.len()) {
             if let Some((name, old)) = self.undo.pop() {
                 self.put(&name, old);
             }

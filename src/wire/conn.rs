@@ -1,7 +1,7 @@
 //! A stream with its two buffers; an idle connection holds none.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::Future,
     io,
     pin::{Pin, pin},
@@ -18,8 +18,6 @@ use super::stream::Stream;
 pub struct Buffers {
     small: RefCell<Vec<BytesMut>>,
     large: RefCell<Vec<BytesMut>>,
-    /// Bytes read and written since start, for metrics.
-    pub bytes: [Cell<u64>; 2],
 }
 
 impl Buffers {
@@ -56,13 +54,15 @@ pub struct Conn {
     pub input: BytesMut,
     /// To be written.
     pub output: BytesMut,
+    /// Bytes read and written since the last look at them.
+    pub traffic: [u64; 2],
     bulk: bool,
 }
 
 impl Conn {
     /// Wraps a stream; `input` is what was already read from it.
     pub fn new(stream: Stream, input: BytesMut) -> Self {
-        Self { stream, input, output: BytesMut::new(), bulk: false }
+        Self { stream, input, output: BytesMut::new(), traffic: [0; 2], bulk: false }
     }
 
     /// Reads once into `input`. `Ready(0)` is the end of the stream.
@@ -77,8 +77,7 @@ impl Conn {
         match &read {
             Poll::Ready(Ok(n)) => {
                 self.bulk = *n == room;
-                let bytes = &buffers.bytes[0];
-                bytes.set(bytes.get() + *n as u64);
+                self.traffic[0] += *n as u64;
             }
             Poll::Ready(Err(_)) | Poll::Pending if self.input.is_empty() => buffers.give(&mut self.input),
             Poll::Ready(Err(_)) | Poll::Pending => {}
@@ -96,8 +95,7 @@ impl Conn {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(n)) => {
                     self.output.advance(n);
-                    let bytes = &buffers.bytes[1];
-                    bytes.set(bytes.get() + n as u64);
+                    self.traffic[1] += n as u64;
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => return Poll::Pending,

@@ -1,0 +1,273 @@
+//! What the console and the metrics read from the data threads, and ask of them.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{
+    global::Global,
+    shared::{Activity, Signal},
+};
+use crate::{
+    Side,
+    admin::{
+        console::Operator,
+        console_rows::{ClientRow, ConfigRow, PoolRow, RepositoryRow, ServerRow, StatsRow},
+    },
+    config::{PoolMode, reload::Why},
+    report::metrics as names,
+    session::transaction::Status,
+};
+
+/// The console's way to the proxy.
+pub(super) struct Console {
+    pub(super) global: Arc<Global>,
+}
+
+impl Operator for Console {
+    async fn repositories(&self) -> Vec<RepositoryRow> {
+        let config = self.global.live.get();
+        let percent = |share: crate::route::policy::Share| f64::from(share.basis_points()) / 100.0;
+        let counts = self.global.on_every_shard(|shard| shard.hot.borrow().totals()).await;
+        config
+            .policy
+            .repositories
+            .iter()
+            .enumerate()
+            .map(|(i, r)| {
+                let sum = |f: fn(&crate::report::hot::Totals) -> [u64; 2]| {
+                    let of = |side: usize| counts.iter().filter_map(|c| c.get(i)).map(|t| f(t)[side]).sum();
+                    [of(0), of(1)]
+                };
+                RepositoryRow {
+                    name: r.name.clone(),
+                    tables: r.tables.iter().map(ToString::to_string).collect(),
+                    reads_target_percent: percent(r.reads),
+                    writes_target_percent: percent(r.writes),
+                    mirror: "off".to_owned(),
+                    lead: r.writes.draw(0).name().to_owned(),
+                    queries: sum(|t| t.queries),
+                    errors: sum(|t| t.errors),
+                }
+            })
+            .collect()
+    }
+
+    async fn pools(&self) -> Vec<PoolRow> {
+        let config = self.global.live.get();
+        let paused = Side::BOTH.map(|side| self.global.is_paused(side));
+        let rows = self.global.on_every_shard(move |shard| {
+            let rows = shard.pools.borrow().values().map(|pool| {
+                let counts = pool.counts();
+                let user = config.auth.users.get(&*pool.key.user);
+                PoolRow {
+                    user: pool.key.user.to_string(),
+                    mode: user.and_then(|u| u.pool_mode).unwrap_or(config.pool.mode),
+                    backend: pool.key.side,
+                    active: (counts.active + counts.opening) as u64,
+                    idle: counts.idle as u64,
+                    waiting: counts.waiting as u64,
+                    max_wait_ms: counts.longest_wait.as_secs_f64() * 1e3,
+                    size: user.and_then(|u| u.pool_size).unwrap_or(config.pool.size) as u64,
+                    paused: paused[pool.key.side.index()],
+                }
+            });
+            rows.collect::<Vec<_>>()
+        });
+        let mut merged: Vec<PoolRow> = Vec::new();
+        for row in rows.await.into_iter().flatten() {
+            match merged.iter_mut().find(|m| m.user == row.user && m.backend == row.backend) {
+                Some(m) => {
+                    m.active += row.active;
+                    m.idle += row.idle;
+                    m.waiting += row.waiting;
+                    m.max_wait_ms = m.max_wait_ms.max(row.max_wait_ms);
+                }
+                None => merged.push(row),
+            }
+        }
+        merged.sort_by(|a, b| (&a.user, a.backend).cmp(&(&b.user, b.backend)));
+        merged
+    }
+
+    async fn clients(&self) -> Vec<ClientRow> {
+        let rows = self.global.on_every_shard(|shard| {
+            let rows = shard.clients.borrow().values().map(|c| ClientRow {
+                id: c.id,
+                user: c.user.to_string(),
+                peer: c.peer.clone(),
+                application_name: c.application_name.clone(),
+                state: match (c.activity.get(), c.status.get()) {
+                    (Activity::Waiting, _) => "waiting",
+                    (Activity::Active, _) => "active",
+                    (Activity::Idle, Status::Idle) => "idle",
+                    (Activity::Idle, Status::Block) => "idle in transaction",
+                    (Activity::Idle, Status::Failed) => "idle in transaction (aborted)",
+                }
+                .to_owned(),
+                side: c.side.get().or_else(|| c.running.borrow().as_ref().map(|r| r.side)),
+                transaction_age_ms: c.transaction_since.get().map(|t| t.elapsed().as_secs_f64() * 1e3),
+                pinned: c.pinned.get().map(|p| p.name().to_owned()),
+                process_id: c.process_id,
+                tls: c.tls,
+                pool_mode: Some(c.mode),
+            });
+            rows.collect::<Vec<_>>()
+        });
+        let mut rows: Vec<_> = rows.await.into_iter().flatten().collect();
+        rows.sort_by_key(|r| r.id);
+        rows
+    }
+
+    async fn servers(&self) -> Vec<ServerRow> {
+        let rows = self.global.on_every_shard(|shard| {
+            let infos: Vec<_> = shard.servers.borrow().iter().filter_map(std::rc::Weak::upgrade).collect();
+            let rows = infos.iter().map(|s| ServerRow {
+                backend: s.side,
+                process_id: s.process_id,
+                user: s.user.to_string(),
+                state: if s.client.get() == 0 { "idle" } else { "active" }.to_owned(),
+                client: Some(s.client.get()).filter(|&c| c != 0),
+                age_seconds: s.opened.elapsed().as_secs_f64(),
+                idle_seconds: s.used.get().elapsed().as_secs_f64(),
+                transactions: s.transactions.get(),
+                tls: s.tls,
+            });
+            rows.collect::<Vec<_>>()
+        });
+        let mut rows: Vec<_> = rows.await.into_iter().flatten().collect();
+        rows.sort_by_key(|r| (r.backend, r.process_id));
+        rows
+    }
+
+    async fn stats(&self) -> Vec<StatsRow> {
+        let all = self.global.on_every_shard(|shard| {
+            let stats = shard.stats.borrow();
+            stats.iter().map(|((user, side), stats)| (user.to_string(), *side, **stats_ref(stats))).collect::<Vec<_>>()
+        });
+        let mut merged: std::collections::BTreeMap<(String, Side), super::stats::Totals> = Default::default();
+        for (user, side, totals) in all.await.into_iter().flatten() {
+            merged.entry((user, side)).or_default().add(&totals);
+        }
+        let rows = merged.into_iter().map(|((user, backend), t)| StatsRow {
+            user,
+            backend,
+            transactions: t.transactions,
+            queries: t.queries,
+            errors: t.errors,
+            received_bytes: t.sent_bytes,
+            sent_bytes: t.received_bytes,
+            transaction_ms_avg: t.transaction_ms_avg(),
+            query_ms_avg: t.query_ms_avg(),
+            wait_ms_avg: t.wait_ms_avg(),
+        });
+        rows.collect()
+    }
+
+    async fn config(&self) -> Vec<ConfigRow> {
+        self.global.live.get().rows()
+    }
+
+    async fn reload(&self) -> Result<String, Vec<String>> {
+        let live = Arc::clone(&self.global.live);
+        let reloaded = tokio::task::spawn_blocking(move || live.reload(Why::Admin)).await;
+        match reloaded.map_err(|e| vec![e.to_string()])? {
+            Ok(done) => Ok(format!("configuration {} is in force", done.config.hash)),
+            Err(mistakes) => Err(mistakes.iter().map(ToString::to_string).collect()),
+        }
+    }
+
+    async fn pause(&self, side: Option<Side>) -> Result<(), String> {
+        for side in Side::BOTH.into_iter().filter(|s| side.is_none_or(|only| only == *s)) {
+            self.global.pause(side, true);
+        }
+        Ok(())
+    }
+
+    async fn resume(&self, side: Option<Side>) -> Result<(), String> {
+        for side in Side::BOTH.into_iter().filter(|s| side.is_none_or(|only| only == *s)) {
+            self.global.pause(side, false);
+        }
+        Ok(())
+    }
+
+    async fn kill(&self, client: u64) -> bool {
+        let found = self.global.on_every_shard(move |shard| match shard.clients.borrow().get(&client) {
+            Some(shared) => {
+                shared.tell(Signal::Kill);
+                true
+            }
+            None => false,
+        });
+        found.await.contains(&true)
+    }
+}
+
+/// Sets the gauges that mirror the state of this moment.
+pub(super) async fn collect(global: Arc<Global>) {
+    let console = Console { global: Arc::clone(&global) };
+    let metrics = &global.metrics;
+    let mut states = std::collections::BTreeMap::from([("login", 0.0), ("idle", 0.0), ("active", 0.0), ("waiting", 0.0)]);
+    let mut pinned = std::collections::BTreeMap::new();
+    let now = Instant::now();
+    let clients = global.on_every_shard(move |shard| {
+        let clients = shard.clients.borrow();
+        let all = clients.values().map(|c| (c.activity.get(), c.pinned.get(), c.since <= now));
+        all.map(|(a, p, _)| (a, p)).collect::<Vec<_>>()
+    });
+    for (activity, pin) in clients.await.into_iter().flatten() {
+        let state = match activity {
+            Activity::Idle => "idle",
+            Activity::Active => "active",
+            Activity::Waiting => "waiting",
+        };
+        *states.entry(state).or_insert(0.0) += 1.0;
+        if let Some(pin) = pin {
+            *pinned.entry(pin.name()).or_insert(0.0) += 1.0;
+        }
+    }
+    states.insert("login", global.frontend.limits.logins() as f64);
+    metrics.replace(&names::CLIENT_CONNECTIONS, states.into_iter().map(|(s, n)| (vec![s.into()], n)));
+    metrics.replace(&names::PINNED_SESSIONS, pinned.into_iter().map(|(p, n)| (vec![p.into()], n)));
+    let pools = console.pools().await;
+    let mut connections = Vec::new();
+    let mut waiters = Vec::new();
+    let mut saturation = Vec::new();
+    for side in Side::BOTH {
+        let mine = || pools.iter().filter(move |p| p.backend == side);
+        connections.push((vec![side.into(), "active".into()], mine().map(|p| p.active as f64).sum()));
+        connections.push((vec![side.into(), "idle".into()], mine().map(|p| p.idle as f64).sum()));
+        waiters.push((vec![side.into()], mine().map(|p| p.waiting as f64).sum()));
+        let fullest = mine().map(|p| p.active as f64 / p.size.max(1) as f64).fold(0.0, f64::max);
+        saturation.push((vec![side.into()], fullest));
+        let up = global.backend(side) == crate::admin::http::BackendState::Up;
+        metrics.gauge(&names::BACKEND_UP, &[side.into()], f64::from(u8::from(up)));
+    }
+    metrics.replace(&names::POOL_CONNECTIONS, connections);
+    metrics.replace(&names::POOL_WAITERS, waiters);
+    metrics.replace(&names::POOL_SATURATION, saturation);
+    let (entries, bytes) = global.plan_sizes.total();
+    metrics.gauge(&names::PLAN_CACHE_ENTRIES, &[], entries as f64);
+    metrics.gauge(&names::PLAN_CACHE_BYTES, &[], bytes as f64);
+    let counters = &global.frontend.counters;
+    let read = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
+    for (outcome, n) in [
+        ("ok", read(&counters.logins)),
+        ("refused", read(&counters.refusals)),
+        ("wrong_password", read(&counters.failures)),
+        ("timeout", read(&counters.timeouts)),
+    ] {
+        metrics.counter(&names::LOGINS, &[outcome.into()]).absolute(n);
+    }
+    metrics.counter(&names::TLS_STUFFING_REFUSED, &[]).absolute(read(&counters.stuffed));
+}
+
+fn stats_ref(stats: &std::rc::Rc<super::stats::Stats>) -> Box<super::stats::Totals> {
+    Box::new(stats.totals())
+}
+
+/// The pooling of a user, as the console says it.
+pub(super) fn mode_name(mode: PoolMode) -> &'static str {
+    match mode {
+        PoolMode::Session => "session",
+        PoolMode::Transaction => "transaction",
+    }
+}

@@ -1,0 +1,485 @@
+//! Starts the data threads and what runs beside them; ends when told to.
+
+use std::{
+    io,
+    path::Path,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    global::{Global, Message},
+    login, operator,
+    shard::Shard,
+    shared::Signal,
+};
+use crate::{
+    Side,
+    admin::{
+        http::{self, BackendState, Health, HttpState},
+        notify::{self, State},
+    },
+    backend::{control, tls::BackendTlsContext},
+    catalog::{self, Catalog},
+    config::{
+        Config,
+        file::Mistake,
+        reload::{self, Live, Why},
+    },
+    frontend::{self, listener, tls::ServerTls},
+    report::{log, metrics::Metrics},
+};
+
+/// Why crossfade could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Mistakes in the configuration.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Config(Vec<Mistake>),
+    /// An address that cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] listener::BindError),
+    /// A certificate or key.
+    #[error("{what}: {why}")]
+    Tls {
+        /// Which table of the configuration.
+        what: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// The operating system refused.
+    #[error("{0}: {1}")]
+    Io(&'static str, io::Error),
+    /// The filter of `[log]`.
+    #[error("log.filter: {0}")]
+    Log(String),
+}
+
+/// Serves until SIGTERM or SIGINT, then drains; a second one stops at once.
+pub fn serve(path: &Path, environment: Vec<(String, String)>) -> Result<(), ServeError> {
+    let (live, warnings) = Live::open(path, environment).map_err(ServeError::Config)?;
+    let live = Arc::new(live);
+    let config = live.get();
+    let logs = log::init(&config.log).map_err(ServeError::Log)?;
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| ServeError::Io("could not start the runtime", e))?;
+    raise_descriptor_limit();
+    runtime.block_on(run(live, config, logs))
+}
+
+async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<(), ServeError> {
+    let listeners = listener::bind(&config.listen)?;
+    let http = match config.admin.http {
+        Some(address) => Some(
+            std::net::TcpListener::bind(address).map_err(|e| ServeError::Io("could not listen on admin.http", e))?,
+        ),
+        None => None,
+    };
+    let client_tls = Arc::new(ArcSwapOption::new(load_client_tls(&config)?.map(Arc::new)));
+    let tls = [load_backend_tls(&config, Side::Source)?, load_backend_tls(&config, Side::Target)?];
+    let metrics = Arc::new(Metrics::new());
+    let controls = Arc::new(Controls::default());
+    let lookup = Some(user_lookup(Arc::clone(&live), Arc::clone(&controls)));
+    let frontend = frontend::Shared::new(live.shared(), Arc::clone(&client_tls), lookup);
+    let global = Arc::new(Global::new(Arc::clone(&live), frontend, Arc::clone(&metrics), tls));
+    metrics.config_accepted(&config.hash, &config.policy);
+    controls.set(&config);
+    let fingerprints = load_catalog(&global, &controls, None).await;
+
+    let (threads, ended) = start_threads(&global, &config);
+    follow_reloads(&global, &client_tls, logs, &controls);
+    let _watching = reload::watch(&live).map_err(|e| {
+        ServeError::Io("could not watch the configuration file", io::Error::other(e.to_string()))
+    })?;
+    let (stop, stopping) = watch::channel(false);
+    let accepting: Vec<_> = listeners.into_iter().map(|l| accept(l, stopping.clone(), &global, &threads)).collect();
+    tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
+    let upkeep = Arc::clone(&metrics);
+    tokio::spawn(async move { upkeep.upkeep().await });
+    if let Some(listener) = http {
+        tokio::spawn(serve_http(Arc::clone(&global), listener, stopping.clone()));
+    }
+    let _ = notify::notify(State::Ready);
+    tracing::info!(
+        addresses = ?config.listen.addresses, threads = threads.len(), version = env!("CARGO_PKG_VERSION"), "crossfade serves"
+    );
+    signals(&global, &stop).await;
+    for task in accepting {
+        let _ = task.await;
+    }
+    let deadline = live.get().timeouts.drain;
+    drain(&global, deadline).await;
+    for ended in ended {
+        let _ = ended.await;
+    }
+    tracing::info!("crossfade has stopped");
+    Ok(())
+}
+
+/// As many descriptors as the system allows: each client and each server connection takes one.
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = rlimit::Resource::NOFILE.get()
+        && soft < hard
+    {
+        // Failing leaves what there was; accept() says so when it is not enough.
+        let _ = rlimit::Resource::NOFILE.set(hard, hard);
+    }
+}
+
+fn load_client_tls(config: &Config) -> Result<Option<ServerTls>, ServeError> {
+    let load = |files| ServerTls::load(files).map_err(|e| ServeError::Tls { what: "client_tls", why: e.to_string() });
+    config.client_tls.as_ref().map(load).transpose()
+}
+
+fn load_backend_tls(config: &Config, side: Side) -> Result<BackendTlsContext, ServeError> {
+    let load = BackendTlsContext::load(&config.backends[side.index()]);
+    load.map_err(|e| ServeError::Tls { what: side.name(), why: e.to_string() })
+}
+
+/// Control connections, made anew when a backend's table changes.
+#[derive(Default)]
+struct Controls(std::sync::Mutex<[Option<control::Pool>; 2]>);
+
+impl Controls {
+    fn set(&self, config: &Config) {
+        let pools = Side::BOTH.map(|side| {
+            let made = control::pool(&config.backends[side.index()], config.timeouts.server_connect);
+            made.inspect_err(|error| tracing::error!(%side, %error, "no control connections")).ok()
+        });
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pools;
+    }
+
+    fn get(&self, side: Side) -> Option<control::Pool> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)[side.index()].clone()
+    }
+}
+
+/// `auth.query`, run on the source by the main thread.
+fn user_lookup(live: Arc<Live>, controls: Arc<Controls>) -> frontend::Lookup {
+    // Control connections belong to the runtime that made them.
+    let main = tokio::runtime::Handle::current();
+    Arc::new(move |user: String| {
+        let (live, controls, main) = (Arc::clone(&live), Arc::clone(&controls), main.clone());
+        Box::pin(async move {
+            let Some(query) = live.get().auth.query.clone() else { return Ok(None) };
+            let look = async move {
+                let pool = controls.get(Side::Source).ok_or("no control connection")?;
+                let client = control::get(&pool).await.map_err(|e| e.to_string())?;
+                let row = client.query_opt(&query, &[&user]).await.map_err(|e| control::describe(&e))?;
+                let secret: Option<String> = match row {
+                    Some(row) => row.try_get(1).map_err(|e| e.to_string())?,
+                    None => None,
+                };
+                Ok(secret.map(frontend::auth::parse_secret))
+            };
+            main.spawn(look).await.map_err(|e| e.to_string())?
+        })
+    })
+}
+
+/// Reads both catalogs and publishes them. The fingerprints, or `None` when that failed.
+async fn load_catalog(global: &Global, controls: &Controls, why: Option<&str>) -> [Option<i64>; 2] {
+    let (Some(source), Some(target)) = (controls.get(Side::Source), controls.get(Side::Target)) else {
+        return [None, None];
+    };
+    let generation = global.catalog.load().generation + 1;
+    match catalog::load::load([&source, &target], generation).await {
+        Ok(loaded) => {
+            for side in Side::BOTH {
+                let state = if loaded.failed[side.index()].is_none() { BackendState::Up } else { BackendState::Down };
+                global.set_backend(side, state);
+                if let Some(error) = &loaded.failed[side.index()] {
+                    tracing::warn!(%side, %error, "the catalog could not be read");
+                }
+            }
+            let relations = loaded.catalog.relations.len();
+            tracing::info!(generation, relations, reason = why.unwrap_or("start"), "catalog loaded");
+            publish(global, loaded.catalog);
+            loaded.fingerprints
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no catalog could be read");
+            for side in Side::BOTH {
+                global.set_backend(side, BackendState::Down);
+            }
+            [None, None]
+        }
+    }
+}
+
+fn publish(global: &Global, catalog: Catalog) {
+    global.catalog.store(Arc::new(catalog));
+    global.changed();
+}
+
+/// Health checks, and the catalog read again when it changed.
+async fn watch_backends(global: Arc<Global>, controls: Arc<Controls>, mut known: [Option<i64>; 2]) {
+    let mut ticks = tokio::time::interval(HEALTH);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let look = |side: Side| {
+            let pool = controls.get(side);
+            async move {
+                let pool = pool?;
+                tokio::time::timeout(HEALTH_TIMEOUT, catalog::load::fingerprint(&pool)).await.ok()?.ok()
+            }
+        };
+        let (source, target) = tokio::join!(look(Side::Source), look(Side::Target));
+        let now = [source, target];
+        for side in Side::BOTH {
+            let state = if now[side.index()].is_some() { BackendState::Up } else { BackendState::Down };
+            if global.backend(side) != state {
+                tracing::warn!(%side, state = ?state, "backend changed its state");
+            }
+            global.set_backend(side, state);
+        }
+        // A side that is down keeps what was known of it: its weights fall to the other side by themselves.
+        let changed = (0..2).any(|i| now[i].is_some() && now[i] != known[i]);
+        if changed {
+            let loaded = load_catalog(&global, &controls, Some("changed")).await;
+            if loaded.iter().any(Option::is_some) {
+                known = loaded;
+            }
+        }
+    }
+}
+
+type Threads = Arc<Vec<(mpsc::Sender<Message>, Arc<AtomicUsize>)>>;
+
+/// One thread and runtime per core: half the futex calls of a shared one, and no lock on the way of a statement.
+fn start_threads(global: &Arc<Global>, config: &Config) -> (Threads, Vec<tokio::sync::oneshot::Receiver<()>>) {
+    let mut threads = Vec::new();
+    let mut ended = Vec::new();
+    for index in 0..config.listen.threads {
+        let (sender, inbox) = mpsc::channel(1024);
+        let clients = Arc::new(AtomicUsize::new(0));
+        let (end, over) = tokio::sync::oneshot::channel();
+        let (global, counted) = (Arc::clone(global), Arc::clone(&clients));
+        let body = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a runtime can be made");
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, thread_main(index, global, inbox, counted));
+            let _ = end.send(());
+        };
+        // Deeply nested statements are walked recursively.
+        let builder = thread::Builder::new().name(format!("data-{index}")).stack_size(64 << 20);
+        builder.spawn(body).expect("a thread can be started");
+        threads.push((sender, clients));
+        ended.push(over);
+    }
+    global.start(threads.iter().map(|(sender, _)| sender.clone()).collect());
+    (Arc::new(threads), ended)
+}
+
+async fn thread_main(
+    index: usize,
+    global: Arc<Global>,
+    mut inbox: mpsc::Receiver<Message>,
+    clients: Arc<AtomicUsize>,
+) {
+    let shard = Shard::new(index, Arc::clone(&global));
+    let sweeper = tokio::task::spawn_local(Rc::clone(&shard).sweep());
+    while let Some(message) = inbox.recv().await {
+        match message {
+            Message::Accept(accepted) => {
+                let (shard, counted) = (Rc::clone(&shard), Counted(Arc::clone(&clients)));
+                tokio::task::spawn_local(async move {
+                    login::serve(shard, accepted).await;
+                    drop(counted);
+                });
+            }
+            Message::Run(f) => f(&shard),
+            Message::End => break,
+        }
+    }
+    sweeper.abort();
+    shard.drop_idle();
+    // What is closing gets a moment to say good-bye.
+    tokio::time::sleep(Duration::from_millis(20)).await;
+}
+
+/// One client of a thread, from accept to the end; the count was raised by the acceptor.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn accept(
+    listener: listener::Listener,
+    stopping: watch::Receiver<bool>,
+    global: &Arc<Global>,
+    threads: &Threads,
+) -> tokio::task::JoinHandle<()> {
+    let (threads, global) = (Arc::clone(threads), Arc::clone(global));
+    tokio::spawn(async move {
+        let hand_over = |accepted| {
+            // SO_REUSEPORT can put six of eight clients on one thread: the emptiest one is chosen instead.
+            let least = threads.iter().min_by_key(|(_, n)| n.load(Ordering::Relaxed));
+            let (sender, clients) = least.expect("there is a thread");
+            clients.fetch_add(1, Ordering::Relaxed);
+            if sender.try_send(Message::Accept(accepted)).is_err() {
+                clients.fetch_sub(1, Ordering::Relaxed);
+                tracing::warn!("a connection was closed: its thread does not keep up");
+            }
+        };
+        if let Err(error) = listener::serve(listener, stopping, hand_over).await {
+            tracing::error!(%error, "a listener ended");
+        }
+        drop(global);
+    })
+}
+
+/// A published configuration reaches what is not read from it at each use.
+fn follow_reloads(
+    global: &Arc<Global>,
+    client_tls: &Arc<ArcSwapOption<ServerTls>>,
+    logs: log::Handle,
+    controls: &Arc<Controls>,
+) {
+    let (weak, client_tls, controls) = (Arc::downgrade(global), Arc::clone(client_tls), Arc::clone(controls));
+    let main = tokio::runtime::Handle::current();
+    global.live.observe(Box::new(move |result, old| {
+        let Some(global) = weak.upgrade() else { return };
+        let Ok(config) = result else { return global.metrics.config_refused() };
+        match load_client_tls(config) {
+            Ok(tls) => client_tls.store(tls.map(Arc::new)),
+            Err(error) => tracing::error!(%error, "the old certificate stays"),
+        }
+        for side in Side::BOTH {
+            match load_backend_tls(config, side) {
+                Ok(tls) => global.set_backend_tls(side, tls),
+                Err(error) => tracing::error!(%error, "the old TLS settings stay"),
+            }
+        }
+        if config.backends != old.backends {
+            let (config, controls) = (Arc::clone(config), Arc::clone(&controls));
+            main.spawn(async move { controls.set(&config) });
+        }
+        if let Err(error) = logs.apply(&config.log) {
+            tracing::error!(error, "log.filter");
+        }
+        global.changed();
+        global.metrics.config_accepted(&config.hash, &config.policy);
+    }));
+}
+
+async fn serve_http(global: Arc<Global>, listener: std::net::TcpListener, mut stopping: watch::Receiver<bool>) {
+    let state = HttpState {
+        metrics: Arc::clone(&global.metrics),
+        collect: {
+            let global = Arc::clone(&global);
+            Arc::new(move || Box::pin(operator::collect(Arc::clone(&global))))
+        },
+        health: {
+            let global = Arc::clone(&global);
+            Arc::new(move || Health {
+                draining: global.draining.load(Ordering::Relaxed),
+                backends: Side::BOTH.map(|side| global.backend(side)),
+            })
+        },
+    };
+    // Probes must see the drain: the endpoint ends with the process.
+    let never = async move {
+        let _ = stopping.wait_for(|_| false).await;
+    };
+    if let Err(error) = http::serve(listener, state, never).await {
+        tracing::error!(%error, "the HTTP endpoint ended");
+    }
+}
+
+/// Handles signals until one asks to stop.
+async fn signals(global: &Arc<Global>, stop: &watch::Sender<bool>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup()).expect("signals can be handled");
+    let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be handled");
+    let mut watchdog = notify::watchdog_interval().map(tokio::time::interval);
+    loop {
+        let tick = async {
+            match &mut watchdog {
+                Some(ticks) => ticks.tick().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = hangup.recv() => {
+                let _ = notify::notify(State::Reloading);
+                let live = Arc::clone(&global.live);
+                // Its mistakes are logged and counted by the reload itself.
+                let _ = tokio::task::spawn_blocking(move || live.reload(Why::Signal)).await;
+                let _ = notify::notify(State::Ready);
+            }
+            _ = tick => { let _ = notify::notify(State::Watchdog); }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!("draining: no new clients; those inside a transaction may end it");
+    let _ = notify::notify(State::Stopping);
+    global.draining.store(true, Ordering::Relaxed);
+    stop.send_replace(true);
+    let global = Arc::clone(global);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("stopping at once");
+        tell_all(&global, Signal::Stop).await;
+    });
+}
+
+/// Clients leave when they are outside a transaction; after `deadline` all of them.
+async fn drain(global: &Arc<Global>, deadline: Duration) {
+    tell_all(global, Signal::Drain).await;
+    let left = async {
+        loop {
+            let counts = global.on_every_shard(|shard| shard.clients.borrow().len()).await;
+            if counts.iter().sum::<usize>() == 0 {
+                return;
+            }
+            // Clients that were logging in when the drain began.
+            tell_all(global, Signal::Drain).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    if tokio::time::timeout(deadline, left).await.is_err() {
+        tracing::warn!("timeouts.drain passed: ending the clients that are left");
+        tell_all(global, Signal::Stop).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    for shard in global.shards() {
+        let _ = shard.send(Message::End).await;
+    }
+}
+
+async fn tell_all(global: &Global, signal: Signal) {
+    global
+        .on_every_shard(move |shard| {
+            for client in shard.clients.borrow().values() {
+                client.tell(signal);
+            }
+        })
+        .await;
+}
+
+const HEALTH: Duration = Duration::from_secs(2);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
