@@ -17,7 +17,7 @@ use crate::route::policy::Policy;
 pub struct Config {
     /// Where clients connect. Needs a restart.
     pub listen: Listen,
-    /// TLS towards clients; `None` answers `N` to an SSLRequest.
+    /// TLS towards clients; `None` answers `N` to an `SSLRequest`.
     pub client_tls: Option<ClientTls>,
     /// How clients prove who they are.
     pub auth: Auth,

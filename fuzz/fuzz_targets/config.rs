@@ -1,4 +1,4 @@
-//! Any bytes as `proxy.toml`: a configuration or a list of mistakes, never a panic, never a secret in a message.
+//! Any bytes as `proxy.toml`: a configuration or a list of mistakes, never a panic.
 #![no_main]
 
 use std::{io, path::Path};

@@ -12,7 +12,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use tokio::sync::watch;
-use tokio_postgres::{Client, config::SslMode};
+use tokio_postgres::{Client, NoTls, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::{Backend, BackendTls, Secret, TlsMode};
@@ -159,9 +159,17 @@ impl Manager {
     /// Connects and pins the session's settings.
     pub async fn open(&self) -> Result<Client, Error> {
         let open = async {
-            let (client, connection) = self.config.connect(self.tls.clone()).await?;
-            // Ends when the client is dropped; its errors reach whoever waits for an answer.
-            tokio::spawn(connection);
+            // Their tasks end when the client is dropped; errors reach whoever waits for an answer.
+            let client = if self.config.get_ssl_mode() == SslMode::Disable {
+                // Without a host name (a Unix socket) there would be an error for want of one.
+                let (client, connection) = self.config.connect(NoTls).await?;
+                tokio::spawn(connection);
+                client
+            } else {
+                let (client, connection) = self.config.connect(self.tls.clone()).await?;
+                tokio::spawn(connection);
+                client
+            };
             // SET rather than a startup option: the role's own search_path stays visible as reset_val, and
             // a pooler in front of the server need not know the option. Nothing runs before it.
             client.batch_execute(PIN).await?;

@@ -195,7 +195,7 @@ enum Wake {
 /// Reloads `live` about 100 ms after its files settle, on a thread of its own; an error is a thread that could
 /// not be started.
 ///
-/// Directories are watched rather than files: editors and ConfigMaps replace a file, and a watch on it
+/// Directories are watched rather than files: editors and `ConfigMap`s replace a file, and a watch on it
 /// would stay with the one that is gone.
 pub fn watch(live: &Arc<Live>) -> io::Result<Watching> {
     let (wake, wakes) = mpsc::channel();
@@ -209,7 +209,7 @@ pub fn watch(live: &Arc<Live>) -> io::Result<Watching> {
     });
     let mut watcher = watcher
         .inspect_err(|error| {
-            tracing::warn!("no events of the file system, looking every 5 s instead: {error}")
+            tracing::warn!("no events of the file system, looking every 5 s instead: {error}");
         })
         .ok();
     let mut directories = BTreeSet::new();
