@@ -6,6 +6,7 @@
 pub mod check;
 pub mod file;
 pub mod reload;
+mod rows;
 pub mod schema;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};

@@ -176,6 +176,35 @@ pub enum Pin {
     Replication,
 }
 
+impl Pin {
+    /// The word used in metrics and on the console.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pin::TempTable => "temp_table",
+            Pin::Listen => "listen",
+            Pin::AdvisoryLock => "advisory_lock",
+            Pin::HoldCursor => "hold_cursor",
+            Pin::Load => "load",
+            Pin::SessionState => "session_state",
+            Pin::PrepareInBatch => "prepare_in_batch",
+            Pin::Replication => "replication",
+        }
+    }
+}
+
+impl Unknown {
+    /// The word used in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unknown::Syntax => "syntax",
+            Unknown::TooLong => "too_long",
+            Unknown::TooDeep => "too_deep",
+            Unknown::Encoding => "encoding",
+            Unknown::Node => "node",
+        }
+    }
+}
+
 /// Why two executions may answer differently: a set.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Hazards(pub u16);

@@ -7,7 +7,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -28,12 +28,31 @@ use super::{
 /// The configuration in force.
 #[derive(Debug)]
 pub struct Live {
-    config: ArcSwap<Config>,
+    config: Arc<ArcSwap<Config>>,
+    observer: OnceLock<Observer>,
     path: PathBuf,
     environment: Vec<(String, String)>,
     generation: watch::Sender<u64>,
     /// Held through a reload, so that two of them come one after the other.
     state: Mutex<State>,
+}
+
+/// Hears of every reload.
+pub struct Observer(Box<Observe>);
+
+type Observe = dyn Fn(Result<&Arc<Config>, &[Mistake]>, &Config) + Send + Sync;
+
+impl Observer {
+    /// See [`Live::observe`].
+    pub fn new(f: impl Fn(Result<&Arc<Config>, &[Mistake]>, &Config) + Send + Sync + 'static) -> Self {
+        Self(Box::new(f))
+    }
+}
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 #[derive(Debug)]
@@ -74,13 +93,13 @@ impl Live {
         let (checked, files) = read(path, &environment, 1);
         let config = checked.config?;
         let live = Self {
-            config: ArcSwap::from_pointee(config),
+            config: Arc::new(ArcSwap::from_pointee(config)),
+            observer: OnceLock::new(),
             path: path.to_owned(),
             environment,
             generation: watch::Sender::new(1),
             state: Mutex::new(State { files }),
         };
-        record(true);
         Ok((live, checked.warnings))
     }
 
@@ -90,8 +109,8 @@ impl Live {
     }
 
     /// For an `arc_swap::cache::Cache` per thread.
-    pub fn shared(&self) -> &ArcSwap<Config> {
-        &self.config
+    pub fn shared(&self) -> Arc<ArcSwap<Config>> {
+        Arc::clone(&self.config)
     }
 
     /// Follows the generation of what is published.
@@ -130,7 +149,7 @@ impl Live {
         let mut config = match checked.config {
             Ok(config) => config,
             Err(mistakes) => {
-                record(false);
+                self.tell(Err(&mistakes), &old);
                 for mistake in &mistakes {
                     tracing::error!(why = why.word(), "configuration not changed: {mistake}");
                 }
@@ -145,8 +164,19 @@ impl Live {
         let config = Arc::new(config);
         self.config.store(config.clone());
         self.generation.send_replace(generation);
-        record(true);
+        self.tell(Ok(&config), &old);
         Ok(Reloaded { config, warnings })
+    }
+
+    /// `observer` hears of every reload: the new configuration or all its mistakes, and the one before.
+    pub fn observe(&self, observer: Observer) {
+        assert!(self.observer.set(observer).is_ok(), "there is one observer");
+    }
+
+    fn tell(&self, result: Result<&Arc<Config>, &[Mistake]>, old: &Config) {
+        if let Some(observer) = self.observer.get() {
+            observer.0(result, old);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -368,15 +398,6 @@ const MAX_FILE_BYTES: u64 = 16 << 20;
 
 fn digest(contents: &io::Result<Contents>) -> Option<[u8; 32]> {
     contents.as_ref().ok().map(|c| Sha256::digest(&c.bytes).into())
-}
-
-fn record(good: bool) {
-    let result = if good { "ok" } else { "refused" };
-    metrics::counter!("crossfade_config_reload_total", "result" => result).increment(1);
-    if good {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        metrics::gauge!("crossfade_config_last_reload_success_timestamp_seconds").set(now.as_secs_f64());
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::{
         console::Operator,
         console_rows::{ClientRow, ConfigRow, PoolRow, RepositoryRow, ServerRow, StatsRow},
     },
-    config::{PoolMode, reload::Why},
+    config::reload::Why,
     report::metrics as names,
     session::transaction::Status,
 };
@@ -39,7 +39,7 @@ impl Operator for Console {
                 };
                 RepositoryRow {
                     name: r.name.clone(),
-                    tables: r.tables.iter().map(ToString::to_string).collect(),
+                    tables: r.tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect(),
                     reads_target_percent: percent(r.reads),
                     writes_target_percent: percent(r.writes),
                     mirror: "off".to_owned(),
@@ -141,7 +141,7 @@ impl Operator for Console {
     async fn stats(&self) -> Vec<StatsRow> {
         let all = self.global.on_every_shard(|shard| {
             let stats = shard.stats.borrow();
-            stats.iter().map(|((user, side), stats)| (user.to_string(), *side, **stats_ref(stats))).collect::<Vec<_>>()
+            stats.iter().map(|((user, side), stats)| (user.to_string(), *side, stats.totals())).collect::<Vec<_>>()
         });
         let mut merged: std::collections::BTreeMap<(String, Side), super::stats::Totals> = Default::default();
         for (user, side, totals) in all.await.into_iter().flatten() {
@@ -163,7 +163,8 @@ impl Operator for Console {
     }
 
     async fn config(&self) -> Vec<ConfigRow> {
-        self.global.live.get().rows()
+        let rows = self.global.live.get().rows().into_iter();
+        rows.map(|(key, value, hot)| ConfigRow { key, value, hot }).collect()
     }
 
     async fn reload(&self) -> Result<String, Vec<String>> {
@@ -260,14 +261,3 @@ pub(super) async fn collect(global: Arc<Global>) {
     metrics.counter(&names::TLS_STUFFING_REFUSED, &[]).absolute(read(&counters.stuffed));
 }
 
-fn stats_ref(stats: &std::rc::Rc<super::stats::Stats>) -> Box<super::stats::Totals> {
-    Box::new(stats.totals())
-}
-
-/// The pooling of a user, as the console says it.
-pub(super) fn mode_name(mode: PoolMode) -> &'static str {
-    match mode {
-        PoolMode::Session => "session",
-        PoolMode::Transaction => "transaction",
-    }
-}

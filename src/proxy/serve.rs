@@ -32,7 +32,7 @@ use crate::{
     config::{
         Config,
         file::Mistake,
-        reload::{self, Live, Why},
+        reload::{self, Live, Observer, Why},
     },
     frontend::{self, listener, tls::ServerTls},
     report::{log, metrics::Metrics},
@@ -207,7 +207,11 @@ async fn load_catalog(global: &Global, controls: &Controls, why: Option<&str>) -
             }
             let relations = loaded.catalog.relations.len();
             tracing::info!(generation, relations, reason = why.unwrap_or("start"), "catalog loaded");
-            publish(global, loaded.catalog);
+            let old = global.catalog.load();
+            let known = !old.covers(Side::Target) || loaded.catalog.covers(Side::Target);
+            if known {
+                publish(global, loaded.catalog);
+            }
             loaded.fingerprints
         }
         Err(error) => {
@@ -356,7 +360,7 @@ fn follow_reloads(
 ) {
     let (weak, client_tls, controls) = (Arc::downgrade(global), Arc::clone(client_tls), Arc::clone(controls));
     let main = tokio::runtime::Handle::current();
-    global.live.observe(Box::new(move |result, old| {
+    global.live.observe(Observer::new(move |result, old| {
         let Some(global) = weak.upgrade() else { return };
         let Ok(config) = result else { return global.metrics.config_refused() };
         match load_client_tls(config) {

@@ -2,7 +2,7 @@
 //! but for the blocks that histogram samples wait in.
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     sync::Arc,
     time::Duration,
 };
@@ -73,11 +73,22 @@ struct Repository {
     queries: [[OnceCell<Queries>; Op::ALL.len()]; 2],
     routes: [Family; 2],
     errors: [Family; 2],
+    failed: [Cell<u64>; 2],
+}
+
+/// Statements and errors of one repository since its handles were made, by [`Side::index`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    /// Statements answered.
+    pub queries: [u64; 2],
+    /// Errors answered.
+    pub errors: [u64; 2],
 }
 
 #[derive(Debug)]
 struct Queries {
     count: Counter,
+    total: Cell<u64>,
     seconds: Histogram,
 }
 
@@ -109,6 +120,7 @@ impl HotHandles {
             queries: Default::default(),
             routes: Default::default(),
             errors: Default::default(),
+            failed: Default::default(),
         };
         Self {
             metrics: Arc::clone(metrics),
@@ -133,11 +145,13 @@ impl HotHandles {
         let handles = repository.queries[side.index()][op as usize].get_or_init(|| {
             let labels = [Value::Configured(&repository.name), side.into(), op.name().into()];
             Queries {
+                total: Cell::new(0),
                 count: self.metrics.counter(&names::QUERIES, &labels),
                 seconds: self.metrics.histogram(&names::QUERY_DURATION, &labels),
             }
         });
         handles.count.increment(1);
+        handles.total.set(handles.total.get() + 1);
         handles.seconds.record(took.as_secs_f64());
     }
 
@@ -154,6 +168,8 @@ impl HotHandles {
     pub fn error(&self, repository: usize, side: Side, sqlstate: &str) {
         let Some(repository) = self.repository(repository) else { return };
         let class = names::sqlstate_class(sqlstate);
+        let failed = &repository.failed[side.index()];
+        failed.set(failed.get() + 1);
         repository.errors[side.index()].increment(class, || {
             let labels = [side.into(), class.into(), Value::Configured(&repository.name)];
             self.metrics.counter(&names::ERRORS, &labels)
@@ -174,6 +190,19 @@ impl HotHandles {
     /// A client waited this long for a server connection.
     pub fn pool_wait(&self, side: Side, waited: Duration) {
         self.pool_wait[side.index()].record(waited.as_secs_f64());
+    }
+
+    /// What was counted, by repository.
+    pub fn totals(&self) -> Vec<Totals> {
+        let count = |r: &Repository, side: usize| {
+            let ops = r.queries[side].iter().filter_map(OnceCell::get);
+            ops.map(|q| q.total.get()).sum()
+        };
+        let totals = |r: &Repository| Totals {
+            queries: [count(r, 0), count(r, 1)],
+            errors: [r.failed[0].get(), r.failed[1].get()],
+        };
+        self.repositories.iter().map(totals).collect()
     }
 
     fn repository(&self, index: usize) -> Option<&Repository> {
