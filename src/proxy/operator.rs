@@ -55,7 +55,8 @@ impl Operator for Console {
         let config = self.global.live.get();
         let paused = Side::BOTH.map(|side| self.global.is_paused(side));
         let rows = self.global.on_every_shard(move |shard| {
-            let rows = shard.pools.borrow().values().map(|pool| {
+            let pools = shard.pools.borrow();
+            let rows = pools.values().map(|pool| {
                 let counts = pool.counts();
                 let user = config.auth.users.get(&*pool.key.user);
                 PoolRow {
@@ -90,7 +91,8 @@ impl Operator for Console {
 
     async fn clients(&self) -> Vec<ClientRow> {
         let rows = self.global.on_every_shard(|shard| {
-            let rows = shard.clients.borrow().values().map(|c| ClientRow {
+            let clients = shard.clients.borrow();
+            let rows = clients.values().map(|c| ClientRow {
                 id: c.id,
                 user: c.user.to_string(),
                 peer: c.peer.clone(),

@@ -251,9 +251,6 @@ impl Client {
                 if flight.fatal && flight.retryable && !flight.answered {
                     return Err(Broken::Server(crate::backend::server::error_text(&server.conn.input[range])));
                 }
-                if !self.keeps_servers() {
-                    self.name_in_error(range, server);
-                }
             }
             Backend::CommandComplete => {
                 flight.rolled_back = body == b"ROLLBACK\0";

@@ -77,7 +77,7 @@ pub fn serve(path: &Path, environment: Vec<(String, String)>) -> Result<(), Serv
         .build()
         .map_err(|e| ServeError::Io("could not start the runtime", e))?;
     raise_descriptor_limit();
-    runtime.block_on(run(live, config, logs))
+    tokio::task::LocalSet::new().block_on(&runtime, run(live, config, logs))
 }
 
 async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<(), ServeError> {
@@ -105,7 +105,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
         ServeError::Io("could not watch the configuration file", io::Error::other(e.to_string()))
     })?;
     let (stop, stopping) = watch::channel(false);
-    let accepting: Vec<_> = listeners.into_iter().map(|l| accept(l, stopping.clone(), &global, &threads)).collect();
+    let accepting: Vec<_> = listeners.into_iter().map(|l| accept(l, stopping.clone(), &threads)).collect();
     tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
     let upkeep = Arc::clone(&metrics);
     tokio::spawn(async move { upkeep.upkeep().await });
@@ -329,11 +329,10 @@ impl Drop for Counted {
 fn accept(
     listener: listener::Listener,
     stopping: watch::Receiver<bool>,
-    global: &Arc<Global>,
     threads: &Threads,
 ) -> tokio::task::JoinHandle<()> {
-    let (threads, global) = (Arc::clone(threads), Arc::clone(global));
-    tokio::spawn(async move {
+    let threads = Arc::clone(threads);
+    tokio::task::spawn_local(async move {
         let hand_over = |accepted| {
             // SO_REUSEPORT can put six of eight clients on one thread: the emptiest one is chosen instead.
             let least = threads.iter().min_by_key(|(_, n)| n.load(Ordering::Relaxed));
@@ -347,7 +346,6 @@ fn accept(
         if let Err(error) = listener::serve(listener, stopping, hand_over).await {
             tracing::error!(%error, "a listener ended");
         }
-        drop(global);
     })
 }
 

@@ -88,7 +88,7 @@ impl Shard {
     }
 
     /// Configuration and catalog in force.
-    pub(super) fn current(&self) -> Rc<Current> {
+    pub(super) fn current(self: &Rc<Self>) -> Rc<Current> {
         if self.current.borrow().version != self.global.version.load(Ordering::Acquire) {
             let new = Rc::new(self.global.current());
             let old = self.current.replace(Rc::clone(&new));
@@ -339,7 +339,7 @@ impl Shard {
         tokio::task::spawn_local(async move {
             let backend = &config.backends[running.side.index()];
             let timeouts = &config.timeouts;
-            let sent = backend::connection::cancel(backend, &tls, running.process_id, &running.key, timeouts).await;
+            let sent = backend::connection::cancel(backend, &tls, (running.process_id, &running.key), timeouts, timeouts.cancel_wait).await;
             if let Err(error) = sent {
                 tracing::debug!(side = %running.side, %error, "a cancel request did not get through");
             }

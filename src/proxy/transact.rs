@@ -574,7 +574,8 @@ impl Client {
         if idle && !self.keeps_servers() {
             self.shard.give_back(&self.pools[server.side.index()], server);
         } else {
-            self.servers[server.side.index()] = Some(server);
+            let side = server.side;
+            self.servers[side.index()] = Some(server);
         }
         Ok(())
     }
