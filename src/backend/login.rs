@@ -146,23 +146,20 @@ pub async fn connect(
 ) -> Result<Established, LoginError> {
     let deadline = Instant::now() + timeouts.server_connect;
     let startup = startup_message(who, parameters, minor)?;
-    let attempt = |plain| {
-        let startup = startup.clone();
-        async move {
-            let dialed = dial(backend, tls, plain, (timeouts, deadline)).await?;
-            Login::new(dialed, tls, who, minor).run(startup).await
-        }
-    };
+    let prefer = backend.tls.mode == TlsMode::Prefer;
+    let dial = |plain| dial(backend, tls, plain, (timeouts, deadline));
     let run = async {
-        match attempt(false).await {
-            // As libpq's "prefer": TLS that fails, or that pg_hba.conf does not want, is done without.
-            Err(error) if backend.tls.mode == TlsMode::Prefer && tls.connector.is_some() => match &error {
-                LoginError::Tls(_) => attempt(true).await,
-                LoginError::Server(frame) if error_field(frame, b'C') == "28000" => {
-                    attempt(true).await.map_err(|_| error)
-                }
-                _ => Err(error),
-            },
+        // As libpq's "prefer": TLS that fails, or that pg_hba.conf does not want, is done without.
+        let first = match dial(false).await {
+            Err(LoginError::Tls(_)) if prefer => dial(true).await?,
+            other => other?,
+        };
+        let encrypted = first.stream.is_tls();
+        match Login::new(first, tls, who, minor).run(startup.clone()).await {
+            Err(LoginError::Server(frame)) if prefer && encrypted && error_field(&frame, b'C') == "28000" => {
+                let second = Login::new(dial(true).await?, tls, who, minor).run(startup).await;
+                second.map_err(|_| LoginError::Server(frame))
+            }
             other => other,
         }
     };
