@@ -671,11 +671,13 @@ mod tests {
         let (address, mut logins) = serve(Arc::clone(&shared)).await;
         let hello = |user: &str| packet(0x30000, format!("user\0{user}\0\0").as_bytes());
         let console = packet(0x30000, b"user\0boss\0database\0crossfade\0\0");
-        let _first = TcpStream::connect(address).await.unwrap().write_all(&hello("u")).await;
+        let mut first_socket = TcpStream::connect(address).await.unwrap();
+        first_socket.write_all(&hello("u")).await.unwrap();
         let first = logins.recv().await.unwrap();
         let refused = talk(address, &[&hello("u")], false).await;
         assert_eq!(refused, "E53300 too many connections for role \"u\"|closed");
-        let _second = TcpStream::connect(address).await.unwrap().write_all(&hello("boss")).await;
+        let mut second_socket = TcpStream::connect(address).await.unwrap();
+        second_socket.write_all(&hello("boss")).await.unwrap();
         let second = logins.recv().await.unwrap();
         assert_eq!(
             talk(address, &[&hello("boss")], false).await,
