@@ -277,4 +277,14 @@ mod tests {
             assert!(ok || matches!(result, Err(Refusal::Silent(_))), "{body}");
         }
     }
+
+    #[test]
+    fn the_fuzzers_corpus_replays() {
+        let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/startup")).unwrap();
+        let inputs: Vec<Vec<u8>> = files.map(|f| std::fs::read(f.unwrap().path()).unwrap()).collect();
+        assert!(inputs.len() >= 10);
+        for input in &inputs {
+            (0..=input.len()).for_each(|cut| exercise(&input[..cut]));
+        }
+    }
 }

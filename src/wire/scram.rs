@@ -550,4 +550,14 @@ mod tests {
             .unwrap();
         assert_eq!(last, "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
     }
+
+    #[test]
+    fn the_fuzzers_corpus_replays() {
+        let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/scram")).unwrap();
+        let inputs: Vec<Vec<u8>> = files.map(|f| std::fs::read(f.unwrap().path()).unwrap()).collect();
+        assert!(inputs.len() >= 10);
+        for input in &inputs {
+            (0..=input.len()).for_each(|cut| exercise(&input[..cut]));
+        }
+    }
 }
