@@ -5,6 +5,8 @@ pub mod limits;
 pub mod listener;
 pub mod packet;
 pub mod startup;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tls;
 
 use std::{

@@ -146,23 +146,20 @@ pub async fn connect(
 ) -> Result<Established, LoginError> {
     let deadline = Instant::now() + timeouts.server_connect;
     let startup = startup_message(who, parameters, minor)?;
-    let attempt = |plain| {
-        let startup = startup.clone();
-        async move {
-            let dialed = dial(backend, tls, plain, (timeouts, deadline)).await?;
-            Login::new(dialed, tls, who, minor).run(startup).await
-        }
-    };
+    let prefer = backend.tls.mode == TlsMode::Prefer;
+    let dial = |plain| dial(backend, tls, plain, (timeouts, deadline));
     let run = async {
-        match attempt(false).await {
-            // As libpq's "prefer": TLS that fails, or that pg_hba.conf does not want, is done without.
-            Err(error) if backend.tls.mode == TlsMode::Prefer && tls.connector.is_some() => match &error {
-                LoginError::Tls(_) => attempt(true).await,
-                LoginError::Server(frame) if error_field(frame, b'C') == "28000" => {
-                    attempt(true).await.map_err(|_| error)
-                }
-                _ => Err(error),
-            },
+        // As libpq's "prefer": TLS that fails, or that pg_hba.conf does not want, is done without.
+        let first = match dial(false).await {
+            Err(LoginError::Tls(_)) if prefer => dial(true).await?,
+            other => other?,
+        };
+        let encrypted = first.stream.is_tls();
+        match Login::new(first, tls, who, minor).run(startup.clone()).await {
+            Err(LoginError::Server(frame)) if prefer && encrypted && error_field(&frame, b'C') == "28000" => {
+                let second = Login::new(dial(true).await?, tls, who, minor).run(startup).await;
+                second.map_err(|_| LoginError::Server(frame))
+            }
             other => other,
         }
     };
@@ -430,4 +427,149 @@ fn protocol(what: impl Into<String>) -> LoginError {
 
 fn hostile(error: &ScramError) -> LoginError {
     LoginError::Protocol(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::{
+        backend::connection::cancel,
+        frontend::testing::{backend, timeouts},
+    };
+
+    /// A server that answers whatever comes with the next of these byte strings, then closes or stays silent.
+    async fn play(mode: TlsMode, answers: Vec<Vec<u8>>, silent: bool) -> Result<Established, LoginError> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let backend = backend(listener.local_addr().unwrap(), mode, None);
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            for answer in answers {
+                let _ = socket.read(&mut [0; 4096]).await;
+                let _ = socket.write_all(&answer).await;
+            }
+            if silent {
+                std::future::pending::<()>().await;
+            }
+            let _ = socket.shutdown().await;
+            let _ = socket.read(&mut [0; 4096]).await;
+        });
+        let credentials = Credentials::Secret(Secret::Password("pw".to_owned()));
+        let who = Who { user: "u", credentials: &credentials, database: "d" };
+        let context = BackendTlsContext::load(&backend).unwrap();
+        let mut timeouts = timeouts();
+        if silent {
+            timeouts.server_connect = std::time::Duration::from_millis(100);
+        }
+        let result = connect(&backend, &context, &who, &[], 0, &timeouts).await;
+        server.abort();
+        result
+    }
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        frame(tag, body)
+    }
+
+    #[tokio::test]
+    async fn hostile_servers() {
+        let ok = message(b'R', b"\0\0\0\0");
+        let after = |rest: &[u8]| vec![[&ok[..], rest].concat()];
+        let sasl = message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+        let bomb = message(b'R', b"\0\0\0\x0br=x,s=c2FsdA==,i=2000000000");
+        let status = message(b'S', b"a\0b\0").repeat(1001);
+        let rows: Vec<(Vec<Vec<u8>>, &str)> = vec![
+            (vec![], "no connection"),
+            (vec![b"R".to_vec()], "no connection"),
+            (vec![b"R\0\0\0\x03".to_vec()], "the server broke the protocol: message type 0x52 of 3 bytes"),
+            (vec![b"R\xff\xff\xff\xff".to_vec()], "the server broke the protocol: message type 0x52 of"),
+            (vec![message(b'R', b"")], "the server broke the protocol: short authentication request"),
+            (vec![message(b'R', b"\0\0\0\0x")], "the server broke the protocol: long AuthenticationOk"),
+            (vec![message(b'R', b"\0\0\0\x07")], "the server asks for an authentication method"),
+            (vec![message(b'R', b"\0\0\0\x05abc")], "the server broke the protocol: an MD5 salt"),
+            (vec![message(b'R', b"\0\0\0\x03"), sasl.clone()], "the server broke the protocol: a second"),
+            (vec![message(b'R', b"\0\0\0\x0aFOO\0\0")], "the server offers no SASL mechanism"),
+            (vec![message(b'R', b"\0\0\0\x0a")], "the server offers no SASL mechanism"),
+            (vec![sasl.clone(), ok.clone()], "the server broke the protocol: unexpected message in a SASL"),
+            (vec![sasl.clone(), bomb], "the server broke the protocol: the server"),
+            (vec![sasl, message(b'R', b"\0\0\0\x0b\xff")], "the server broke the protocol: malformed SCRAM"),
+            (vec![message(b'Z', b"I")], "the server broke the protocol: message type 0x5a before"),
+            (
+                vec![message(b'v', b"\0\x03\0\x02\0\0\0\0")],
+                "the server broke the protocol: NegotiateProtocolVersion",
+            ),
+            (vec![message(b'v', b"\0")], "the server broke the protocol: short NegotiateProtocolVersion"),
+            (vec![message(b'E', b"")], "the server refused the login"),
+            (vec![message(b'E', b"C53300\0Mfull\0\0")], "the server refused the login: 53300 full"),
+            (vec![message(b'E', b"C\xff\xfe\0M")], "the server refused the login"),
+            (after(&message(b'S', b"a")), "the server broke the protocol: malformed ParameterStatus"),
+            (after(&message(b'S', b"a\0b\0c\0")), "the server broke the protocol: malformed ParameterStatus"),
+            (after(&status), "the server broke the protocol: endless reports"),
+            (after(&message(b'N', b"x").repeat(1001)), "the server broke the protocol: endless reports"),
+            (after(&message(b'K', b"\0")), "the server broke the protocol: short BackendKeyData"),
+            (after(&message(b'K', b"\0\0\0\x01")), "the server broke the protocol: a cancel key of 0 bytes"),
+            (after(&message(b'K', &[7; 261])), "the server broke the protocol: a cancel key of 257 bytes"),
+            (after(&message(b'Z', b"T")), "the server broke the protocol: a transaction is open"),
+            (after(&message(b'D', b"")), "the server broke the protocol: message type 0x44"),
+            (after(&ok), "the server broke the protocol: message type 0x52 during login"),
+        ];
+        for (answers, expected) in rows {
+            let shown = answers.iter().map(|a| a.escape_ascii().to_string()).collect::<String>();
+            let error = play(TlsMode::Disable, answers, false).await.unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{}: {error}", &shown[..shown.len().min(100)]);
+        }
+        assert!(matches!(play(TlsMode::Disable, Vec::new(), true).await, Err(LoginError::Timeout)));
+        let good = [
+            &message(b'N', b"Mhello\0\0")[..],
+            &message(b'K', b"\0\0\0\x01keyy"),
+            &message(b'Z', b"I"),
+            b"N\0",
+        ];
+        let established = play(TlsMode::Disable, after(&good.concat()), false).await.unwrap();
+        assert_eq!(established.notices, [message(b'N', b"Mhello\0\0")]);
+        assert_eq!((established.process_id, &established.rest[..]), (1, &b"N\0"[..]));
+    }
+
+    #[tokio::test]
+    async fn answers_to_the_tls_request() {
+        for (answer, expected) in [
+            (&b"N"[..], "TLS: the server does not support TLS"),
+            (b"Sx", "the server broke the protocol: received unencrypted data"),
+            (b"NR\0\0\0\x08\0\0\0\0", "the server broke the protocol: received unencrypted data"),
+            (b"x", "the server broke the protocol: neither S nor N"),
+            (b"E\0\0\0\x0aMevil\0", "TLS: the server answered the TLS request with an error"),
+            (b"", "no connection"),
+        ] {
+            let error = play(TlsMode::Require, vec![answer.to_vec()], false).await.unwrap_err().to_string();
+            assert!(
+                error.starts_with(expected) && !error.contains("evil"),
+                "{}: {error}",
+                answer.escape_ascii()
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn cancel_waits_for_the_end() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let backend = backend(listener.local_addr().unwrap(), TlsMode::Disable, None);
+        let context = BackendTlsContext::load(&backend).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut got = [0; 20];
+            socket.read_exact(&mut got).await.unwrap();
+            drop(socket);
+            let _held = listener.accept().await.unwrap();
+            std::future::pending::<()>().await;
+            got
+        });
+        let wait = std::time::Duration::from_millis(300);
+        cancel(&backend, &context, (7, b"long key"), &timeouts(), wait * 20).await.unwrap();
+        let late = cancel(&backend, &context, (7, b"long key"), &timeouts(), wait).await;
+        assert!(
+            matches!(late, Err(LoginError::Timeout)),
+            "a server that never closes holds us for the timeout only"
+        );
+        server.abort();
+    }
 }

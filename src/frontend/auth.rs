@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf, BufMut};
+use bytes::{Buf, BufMut, BytesMut};
 use md5::{Digest, Md5};
 use subtle::ConstantTimeEq;
 
@@ -196,10 +196,7 @@ impl Claim<'_> {
             body.put_slice(&salt);
         });
         conn.flush().await.map_err(ReadError::Io)?;
-        let (tag, body) = conn.message(MAX_PASSWORD).await?;
-        if tag != b'p' {
-            return Err(protocol(format!("expected password response, got message type {tag}")));
-        }
+        let body = self.answer(conn, MAX_PASSWORD, "password").await?;
         let answer = match body.split_last() {
             Some((0, answer)) if !answer.contains(&0) => answer,
             _ => return Err(protocol("invalid password packet size")),
@@ -234,7 +231,7 @@ impl Claim<'_> {
         let (server, answer) =
             Server::first(verifier, doomed, (plus, end_point), &client_first, &scram::nonce())
                 .map_err(|e| self.scram_refusal(&e))?;
-        let client_final = challenge(conn, answer.as_bytes()).await?;
+        let client_final = self.challenge(conn, answer.as_bytes()).await?;
         let (answer, key) = server.finish(&client_final).map_err(|e| self.scram_refusal(&e))?;
         // Leaves with AuthenticationOk.
         put_message(&mut conn.output, b'R', |body| {
@@ -247,9 +244,8 @@ impl Claim<'_> {
     /// Reads SASLInitialResponse: did the client choose PLUS, and its client-first.
     async fn initial_response(&self, conn: &mut Buffered) -> Result<(bool, Vec<u8>), Refusal> {
         conn.flush().await.map_err(ReadError::Io)?;
-        let mut body = sasl_message(conn).await?;
-        let end =
-            body.iter().position(|&b| b == 0).ok_or_else(|| protocol("invalid SASL initial response"))?;
+        let mut body = self.answer(conn, MAX_SASL, "SASL").await?;
+        let end = body.iter().position(|&b| b == 0).ok_or_else(|| protocol("invalid string in message"))?;
         let mechanism = body.split_to(end);
         body.advance(1);
         let plus = match &mechanism[..] {
@@ -261,8 +257,29 @@ impl Claim<'_> {
         match usize::try_from(length) {
             Ok(length) if length == body.len() => Ok((plus, body.to_vec())),
             // No initial response: RFC 4422 wants an empty challenge, which the client answers with it.
-            Err(_) if length == -1 && body.is_empty() => Ok((plus, challenge(conn, b"").await?)),
+            Err(_) if length == -1 && body.is_empty() => Ok((plus, self.challenge(conn, b"").await?)),
             _ => Err(protocol("invalid message format")),
+        }
+    }
+
+    async fn challenge(&self, conn: &mut Buffered, data: &[u8]) -> Result<Vec<u8>, Refusal> {
+        put_message(&mut conn.output, b'R', |body| {
+            body.put_u32(11);
+            body.put_slice(data);
+        });
+        conn.flush().await.map_err(ReadError::Io)?;
+        Ok(self.answer(conn, MAX_SASL, "SASL").await?.to_vec())
+    }
+
+    /// The body of the client's next message. An impossible length is a failed proof, as in Postgres.
+    async fn answer(&self, conn: &mut Buffered, max: usize, what: &str) -> Result<BytesMut, Refusal> {
+        match conn.message(max).await {
+            Ok((b'p', body)) => Ok(body),
+            Err(ReadError::Length { tag: b'p', .. }) => Err(self.wrong_password()),
+            Ok((tag, _)) | Err(ReadError::Length { tag, .. }) => {
+                Err(protocol(format!("expected {what} response, got message type {tag}")))
+            }
+            Err(error @ (ReadError::Eof | ReadError::Io(_))) => Err(error.into()),
         }
     }
 
@@ -273,6 +290,8 @@ impl Claim<'_> {
             ScramError::Malformed(detail) => {
                 ClientError::fatal("08P01", "malformed SCRAM message").detail(*detail).into()
             }
+            ScramError::Violation { detail: "", .. } => ClientError::fatal("08P01", message).into(),
+            ScramError::Violation { detail, .. } => ClientError::fatal("08P01", message).detail(*detail).into(),
             ScramError::Unsupported(_) => ClientError::fatal("0A000", message).into(),
             ScramError::Binding => ClientError::fatal("28000", message).into(),
             ScramError::Downgrade => ClientError::fatal("28000", message)
@@ -290,19 +309,15 @@ impl Claim<'_> {
     }
 }
 
-async fn challenge(conn: &mut Buffered, data: &[u8]) -> Result<Vec<u8>, Refusal> {
-    put_message(&mut conn.output, b'R', |body| {
-        body.put_u32(11);
-        body.put_slice(data);
-    });
-    conn.flush().await.map_err(ReadError::Io)?;
-    Ok(sasl_message(conn).await?.to_vec())
-}
-
-async fn sasl_message(conn: &mut Buffered) -> Result<bytes::BytesMut, Refusal> {
-    match conn.message(MAX_SASL).await? {
-        (b'p', body) => Ok(body),
-        (tag, _) => Err(protocol(format!("expected SASL response, got message type {tag}"))),
+/// A secret as it stands in `pg_authid` or in a file: a SCRAM verifier, an MD5 hash, else a password.
+pub fn parse_secret(text: String) -> Secret {
+    let is_md5 = |hex: &str| hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    if Verifier::parse(&text).is_some() {
+        Secret::ScramVerifier(text)
+    } else if text.strip_prefix("md5").is_some_and(is_md5) {
+        Secret::Md5(text)
+    } else {
+        Secret::Password(text)
     }
 }
 

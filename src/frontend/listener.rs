@@ -201,3 +201,50 @@ async fn accept_loop(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, io::Write};
+
+    use super::*;
+    use crate::{frontend::testing::timeouts, wire::scram::random};
+
+    #[tokio::test]
+    async fn sockets_of_every_kind_until_shutdown() {
+        let suffix: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let directory = std::env::temp_dir().join(format!("crossfade-listen-{suffix}"));
+        fs::create_dir(&directory).unwrap();
+        let addresses = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
+        let listen = Listen { addresses, unix_socket_dir: Some(directory.clone()), threads: 1, backlog: 16 };
+        let listeners = bind(&listen).unwrap();
+        let port = listeners[0].address().unwrap().port();
+        let path = directory.join(format!(".s.PGSQL.{port}"));
+
+        // Somebody listens: refused. Nobody does: the file is a leftover and is replaced.
+        assert_eq!(bind_unix(&path, 1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let stale = directory.join("stale");
+        drop(UnixListener::bind(&stale).unwrap());
+        bind_unix(&stale, 1).unwrap();
+
+        for listener in listeners {
+            let address = listener.address();
+            match address {
+                Some(address) => drop(TcpStream::connect(address).unwrap().write_all(b"x")),
+                None => drop(UnixStream::connect(&path).unwrap().write_all(b"x")),
+            }
+            let (stop, shutdown) = watch::channel(false);
+            let count = Cell::new(0);
+            serve(listener, shutdown, |accepted| {
+                assert_eq!(accepted.peer.address.is_some(), address.is_some());
+                accepted.into_stream(&timeouts()).unwrap();
+                count.set(count.get() + 1);
+                stop.send(true).unwrap();
+            })
+            .await
+            .unwrap();
+            assert_eq!(count.get(), 1, "{address:?}");
+        }
+        assert!(!path.exists(), "the socket file goes with its listener");
+        fs::remove_dir_all(&directory).unwrap();
+    }
+}

@@ -18,6 +18,7 @@ pub const ITERATIONS: u32 = 4096;
 /// More iterations than this are refused: a hostile server would burn our CPU (CVE-2026-42198).
 pub const MAX_ITERATIONS: u32 = 1_000_000;
 
+const EMPTY: &str = "The message is empty.";
 const PLUS_HEADER: &str = "p=tls-server-end-point,,";
 
 /// A SHA-256 sized key.
@@ -82,12 +83,29 @@ impl Verifier {
     }
 }
 
+impl std::fmt::Display for Verifier {
+    /// As in `pg_authid`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [salt, stored, server] =
+            [&self.salt[..], &self.stored_key, &self.server_key].map(|bytes| STANDARD.encode(bytes));
+        write!(f, "SCRAM-SHA-256${}:{salt}${stored}:{server}", self.iterations)
+    }
+}
+
 /// Why an exchange failed. The words are Postgres' own (`auth-scram.c`).
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ScramError {
     /// Not a message of RFC 5802, or not the one that was due.
     #[error("malformed SCRAM message: {0}")]
     Malformed(&'static str),
+    /// Well formed, but against the rules.
+    #[error("{message}")]
+    Violation {
+        /// Primary message.
+        message: &'static str,
+        /// Detail, may be empty.
+        detail: &'static str,
+    },
     /// Well formed, but asks for what neither Postgres nor we offer.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -102,7 +120,7 @@ pub enum ScramError {
     Proof,
 }
 
-use ScramError::{Malformed, Unsupported};
+use ScramError::{Malformed, Unsupported, Violation};
 
 /// Server side, between server-first and client-final.
 #[derive(Debug)]
@@ -137,6 +155,9 @@ impl Server {
     /// Reads client-final; gives server-final and the client key that the client has thereby shown.
     pub fn finish(self, message: &[u8]) -> Result<(String, Key), ScramError> {
         let text = std::str::from_utf8(message).map_err(|_| Malformed("not UTF-8"))?;
+        if text.is_empty() {
+            return Err(Malformed(EMPTY));
+        }
         let (without_proof, proof) = text.rsplit_once(",p=").ok_or(Malformed("no proof"))?;
         let mut attributes = without_proof.split(',');
         let channel =
@@ -145,13 +166,19 @@ impl Server {
         if attributes.any(|a| !is_attribute(a)) {
             return Err(Malformed("garbage among the attributes of client-final"));
         }
-        let proof = decode_key(proof).ok_or(Malformed("malformed proof in client-final-message"))?;
+        let proof = decode_key(proof).ok_or(Malformed("Malformed proof in client-final-message."))?;
         let expected = STANDARD.encode([self.gs2.as_bytes(), &self.binding].concat());
         if !bool::from(expected.as_bytes().ct_eq(channel.as_bytes())) {
-            return Err(ScramError::Binding);
+            return Err(match self.binding.is_empty() {
+                true => Violation {
+                    message: "unexpected SCRAM channel-binding attribute in client-final-message",
+                    detail: "",
+                },
+                false => ScramError::Binding,
+            });
         }
         if nonce != self.nonce {
-            return Err(Malformed("nonce does not match"));
+            return Err(Violation { message: "invalid SCRAM response", detail: "Nonce does not match." });
         }
         let signed: [&[u8]; 3] = [self.transcript.as_bytes(), b",", without_proof.as_bytes()];
         let client_key = xor(&proof, &mac(&self.verifier.stored_key, &signed));
@@ -173,19 +200,18 @@ struct ClientFirst<'a> {
 impl<'a> ClientFirst<'a> {
     fn parse(message: &'a [u8], plus: bool, offered: bool) -> Result<Self, ScramError> {
         let text = std::str::from_utf8(message).map_err(|_| Malformed("not UTF-8"))?;
-        if text.is_empty() || text.contains('\0') {
-            return Err(Malformed(if text.is_empty() {
-                "the message is empty"
-            } else {
-                "the message contains NUL"
-            }));
+        if text.is_empty() {
+            return Err(Malformed(EMPTY));
+        }
+        if text.contains('\0') {
+            return Err(Malformed("Message length does not match input length."));
         }
         let mut parts = text.splitn(3, ',');
         let flag = parts.next().unwrap_or_default();
         let gs2 = match (flag, plus) {
             ("n" | "y", true) => {
                 return Err(Malformed(
-                    "SCRAM-SHA-256-PLUS was selected, but there is no channel binding data",
+                    "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data.",
                 ));
             }
             ("n", false) => "n,,",
@@ -193,10 +219,12 @@ impl<'a> ClientFirst<'a> {
             ("y", false) => "y,,",
             ("p=tls-server-end-point", true) if offered => PLUS_HEADER,
             _ if flag.starts_with("p=") && !plus => {
-                return Err(Malformed("SCRAM-SHA-256 was selected, but there is channel binding data"));
+                return Err(Malformed(
+                    "The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel binding data.",
+                ));
             }
             _ if flag.starts_with("p=") => return Err(Unsupported("unsupported SCRAM channel-binding type")),
-            _ => return Err(Malformed("unexpected channel-binding flag")),
+            _ => return Err(Malformed("Unexpected channel-binding flag.")),
         };
         match parts.next() {
             Some("") => {}
@@ -216,8 +244,8 @@ impl<'a> ClientFirst<'a> {
             .next()
             .and_then(|a| a.strip_prefix("r="))
             .ok_or(Malformed("attribute \"r\" expected"))?;
-        if nonce.is_empty() || !nonce.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Malformed("non-printable characters in SCRAM nonce"));
+        if !nonce.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Violation { message: "non-printable characters in SCRAM nonce", detail: "" });
         }
         if attributes.any(|a| !is_attribute(a)) {
             return Err(Malformed("garbage among the attributes of client-first"));
@@ -422,8 +450,8 @@ mod tests {
     fn client_first_refusals() {
         let (_, verifier) = pencil();
         for (plus, offered, message, expected) in [
-            (false, false, "", "the message is empty"),
-            (false, false, "n,,n=,r=a\0b", "contains NUL"),
+            (false, false, "", "message is empty"),
+            (false, false, "n,,n=,r=a\0b", "length does not match"),
             (false, false, "n", "unexpected attribute"),
             (false, false, "n,", "no client-first-message-bare"),
             (false, false, "n,,", "\"n\" expected"),
@@ -431,12 +459,11 @@ mod tests {
             (false, false, "n,a=me,n=,r=abc", "authorization identity"),
             (false, false, "n,,m=x,n=,r=abc", "unsupported SCRAM extension"),
             (false, false, "n,,n=,s=abc", "\"r\" expected"),
-            (false, false, "n,,n=,r=", "non-printable"),
             (false, false, "n,,n=,r=a b", "non-printable"),
             (false, false, "n,,n=,r=abc,", "garbage"),
             (false, true, "y,,n=,r=abc", "negotiation error"),
-            (false, true, "p=tls-server-end-point,,n=,r=abc", "SCRAM-SHA-256 was selected"),
-            (true, true, "n,,n=,r=abc", "no channel binding data"),
+            (false, true, "p=tls-server-end-point,,n=,r=abc", "includes channel binding"),
+            (true, true, "n,,n=,r=abc", "does not include channel binding"),
             (true, true, "p=tls-unique,,n=,r=abc", "unsupported SCRAM channel-binding type"),
         ] {
             let end_point = offered.then_some(HASH);
@@ -453,13 +480,13 @@ mod tests {
         let (_, verifier) = pencil();
         let proof = STANDARD.encode([0; 32]);
         for (message, expected) in [
-            (String::new(), "no proof"),
+            (String::new(), "message is empty"),
             ("c=biws,r=abcN".into(), "no proof"),
             (format!("r=abcN,c=biws,p={proof}"), "no channel binding"),
             (format!("c=biws,p={proof}"), "no nonce"),
-            (format!("c=biws,r=abcX,p={proof}"), "nonce does not match"),
-            (format!("c=eSws,r=abcN,p={proof}"), "binding check failed"),
-            ("c=biws,r=abcN,p=AAAA".into(), "malformed proof"),
+            (format!("c=biws,r=abcX,p={proof}"), "invalid SCRAM response"),
+            (format!("c=eSws,r=abcN,p={proof}"), "unexpected SCRAM channel-binding attribute"),
+            ("c=biws,r=abcN,p=AAAA".into(), "Malformed proof"),
             (format!("c=biws,r=abcN,,p={proof}"), "garbage"),
             (format!("c=biws,r=abcN,p={proof}"), "proof is wrong"),
         ] {
@@ -490,21 +517,22 @@ mod tests {
         }
     }
 
-    /// A verifier made by Postgres 15: `SET password_encryption = 'scram-sha-256'`, password `foo`, from its own
-    /// regression tests' format.
     #[test]
     fn verifiers() {
-        let (keys, verifier) = pencil();
-        let text = format!(
-            "SCRAM-SHA-256$4096:{}${}:{}",
-            STANDARD.encode(b"salt"),
-            STANDARD.encode(hash(&keys.client)),
-            STANDARD.encode(keys.server)
-        );
+        let (_, verifier) = pencil();
+        let text = verifier.to_string();
         assert_eq!(Verifier::parse(&text).as_ref(), Some(&*verifier));
         for bad in ["", "SCRAM-SHA-256$", "SCRAM-SHA-256$0:c2FsdA==$:", "md5abc", &text[..text.len() - 1]] {
             assert_eq!(Verifier::parse(bad), None, "{bad}");
         }
+        // Made by Postgres 18 for the password "secret".
+        let made = Verifier::parse(
+            "SCRAM-SHA-256$4096:ddEgsVl2baaX7/+BlLDpUg==$EH3hxsccyKbhAEtsY0MbgFcGLyJxWBNLHCInzfPRipo=:\
+             U6wKPsv3EOSvAXVB7BuOCQOACZ56niybZHada3+ysBU=",
+        )
+        .unwrap();
+        let keys = Keys::derive("secret", &made.salt, made.iterations).unwrap();
+        assert_eq!(Verifier::new(&keys, made.salt.clone(), made.iterations), made);
         // RFC 7677, section 3.
         let salt = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
         let keys = Keys::derive("pencil", &salt, 4096).unwrap();
@@ -521,5 +549,15 @@ mod tests {
             .finish(b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=")
             .unwrap();
         assert_eq!(last, "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
+    }
+
+    #[test]
+    fn the_fuzzers_corpus_replays() {
+        let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/scram")).unwrap();
+        let inputs: Vec<Vec<u8>> = files.map(|f| std::fs::read(f.unwrap().path()).unwrap()).collect();
+        assert!(inputs.len() >= 10);
+        for input in &inputs {
+            (0..=input.len()).for_each(|cut| exercise(&input[..cut]));
+        }
     }
 }
