@@ -1,3 +1,117 @@
-//! The `crossfade` command: arguments, logging, runtime, exit code.
+//! The `crossfade` command: arguments, exit codes; everything else is in the library.
 
-fn main() {}
+use std::{
+    io::{Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use crossfade::{cli, config::reload};
+
+/// Moves an application between two Postgres databases, one repository of tables at a time.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve clients until SIGTERM.
+    Serve {
+        /// The configuration.
+        #[arg(long, short, default_value = "proxy.toml", env = "CROSSFADE_CONFIG")]
+        config: PathBuf,
+    },
+    /// Report every mistake of the configuration, and what both databases say to it.
+    ///
+    /// Exit status: 0 fine, 1 mistakes, 2 a backend cannot be reached.
+    Check {
+        /// The configuration.
+        #[arg(long, short, default_value = "proxy.toml", env = "CROSSFADE_CONFIG")]
+        config: PathBuf,
+        /// Look at the file alone.
+        #[arg(long)]
+        no_connect: bool,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print for each statement of a file its kind, tables and repositories, where it would go and why.
+    Route {
+        /// The configuration.
+        #[arg(long, short, default_value = "proxy.toml", env = "CROSSFADE_CONFIG")]
+        config: PathBuf,
+        /// The statements; `-` is standard input.
+        #[arg(long, short)]
+        file: PathBuf,
+        /// Do not ask the databases what names mean.
+        #[arg(long)]
+        no_connect: bool,
+        /// Schemas that unqualified names are searched in, separated by commas.
+        #[arg(long, default_value = "public")]
+        search_path: String,
+        /// Print one JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let environment: Vec<(String, String)> =
+        std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))).collect();
+    match Arguments::parse().command {
+        Command::Serve { config } => match crossfade::proxy::serve(&config, environment) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.to_string()),
+        },
+        Command::Check { config, no_connect, json } => {
+            let mut out = std::io::stdout().lock();
+            match cli::check::run(&config, &environment, !no_connect, json, &mut out) {
+                Ok(code) => ExitCode::from(code),
+                Err(error) => fail(&error.to_string()),
+            }
+        }
+        Command::Route { config, file, no_connect, search_path, json } => {
+            let checked = match reload::check_file(&config, &environment).config {
+                Ok(config) => config,
+                Err(mistakes) => {
+                    let all: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+                    return fail(&all.join("\n"));
+                }
+            };
+            let sql = match read(&file) {
+                Ok(sql) => sql,
+                Err(error) => return fail(&format!("{}: {error}", file.display())),
+            };
+            let catalog = if no_connect { Ok(crossfade::catalog::Catalog::default()) } else { cli::catalog(&checked) };
+            let catalog = match catalog {
+                Ok(catalog) => catalog,
+                Err(error) => return fail(&format!("{error}\nWith --no-connect the databases are not asked.")),
+            };
+            let path: Vec<String> = search_path.split(',').map(|s| s.trim().to_owned()).collect();
+            let format = if json { cli::route::Format::Json } else { cli::route::Format::Table };
+            let text = cli::route::run(&sql, &checked.policy, &catalog, Some(&path), format);
+            match std::io::stdout().lock().write_all(text.as_bytes()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn read(file: &PathBuf) -> std::io::Result<String> {
+    if file.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text)?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(file)
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("crossfade: {message}");
+    ExitCode::FAILURE
+}

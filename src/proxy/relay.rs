@@ -32,9 +32,9 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Flight {
     /// Bytes of the server's current frame that are passed on unread.
-    passing: usize,
+    pub(super) passing: usize,
     /// Bytes of the client's current CopyData that are passed on unread.
-    feeding: usize,
+    pub(super) feeding: usize,
     /// Something of the answer is on its way to the client.
     pub(super) answered: bool,
     /// SQLSTATE of the last error.
