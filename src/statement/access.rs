@@ -141,7 +141,7 @@ impl<'a> Walker<'a> {
     /// Walks a node of a query. A node that no query of the raw grammar has is unknown.
     pub(super) fn node(&mut self, node: &Node) {
         let Some(node) = &node.node else { return };
-        let known = self.query(node) || self.from_item(node) || self.expression(node) || self.special(node);
+        let known = self.query(node) || self.range(node) || self.expression(node) || self.special(node);
         self.found.unknown |= !known;
     }
 
@@ -271,7 +271,7 @@ impl<'a> Walker<'a> {
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "what no function handles is Unknown: fails closed")]
-    fn from_item(&mut self, node: &N) -> bool {
+    fn range(&mut self, node: &N) -> bool {
         match node {
             N::RangeVar(range) => self.read(range),
             N::JoinExpr(join) => {
@@ -313,6 +313,7 @@ impl<'a> Walker<'a> {
         true
     }
 
+    #[expect(clippy::match_same_arms, reason = "a family of nodes a line")]
     #[expect(clippy::wildcard_enum_match_arm, reason = "what no function handles is Unknown: fails closed")]
     fn expression(&mut self, node: &N) -> bool {
         match node {
@@ -372,6 +373,7 @@ impl<'a> Walker<'a> {
         true
     }
 
+    #[expect(clippy::match_same_arms, reason = "a family of nodes a line")]
     #[expect(clippy::wildcard_enum_match_arm, reason = "what no function handles is Unknown: fails closed")]
     fn special(&mut self, node: &N) -> bool {
         match node {

@@ -51,7 +51,7 @@ impl Walker<'_> {
                 Kind::Read
             }
             N::ConstraintsSetStmt(_) => Kind::Local,
-            N::DiscardStmt(s) => self.discard(s),
+            N::DiscardStmt(s) => self.discard(*s),
             N::ListenStmt(_) => self.pinned(Pin::Listen),
             N::LoadStmt(_) => self.pinned(Pin::Load),
             N::UnlistenStmt(_) => Kind::Session,
@@ -115,7 +115,7 @@ impl Walker<'_> {
         Kind::Session
     }
 
-    fn discard(&mut self, s: &DiscardStmt) -> Kind {
+    fn discard(&mut self, s: DiscardStmt) -> Kind {
         self.effect(match s.target() {
             DiscardMode::DiscardAll => Effect::DiscardAll,
             DiscardMode::DiscardPlans | DiscardMode::DiscardSequences | DiscardMode::DiscardTemp => {
