@@ -9,6 +9,7 @@ mod call;
 mod ddl;
 mod guard;
 mod name;
+mod node;
 mod order;
 pub(crate) mod sample;
 mod utility;

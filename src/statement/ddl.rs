@@ -10,8 +10,9 @@ use pg_query::{
 
 use super::{
     Kind, Pin,
-    access::{Walker, qualified},
+    access::Walker,
     name,
+    node::qualified,
     utility::{range_var, statement},
 };
 

@@ -6,8 +6,8 @@ use pg_query::{
 };
 
 use super::{
-    access::{text, texts},
     builtin::{Builtin, classify},
+    node::{text, texts},
 };
 
 /// What a SELECT says about the order of its rows.

@@ -13,9 +13,10 @@ use pg_query::{
 
 use super::{
     Context, Control, Effect, Hazards, Isolation, Kind, Pin, Statement, Unknown,
-    access::{Walker, literal, qualified},
+    access::Walker,
     call::boolean,
     name,
+    node::{literal, qualified},
 };
 
 /// What one statement of the raw grammar does; the second value is [`super::Plan::literal_dependent`].
