@@ -173,11 +173,12 @@ impl Router<'_> {
         }
     }
 
-    /// Advisory locks and the like exclude only those who take them in the same place. A block that
-    /// works on the target may take them there if the operator has said what to do with the unknown.
+    /// Advisory locks and the like exclude only those who take them in the same place. A write, or a
+    /// block that works on the target, may take them there if the operator has said what to do with the unknown.
     fn side_effects_at_home(&self) -> bool {
         let stays = self.block.side == Some(Side::Target) && self.block.work != Work::Prologue;
-        self.footprint.side_effects && !(stays && self.policy.on_unknown == OnUnknown::Target)
+        let elsewhere = (stays || self.footprint.writes != 0) && self.policy.on_unknown == OnUnknown::Target;
+        self.footprint.side_effects && !elsewhere
     }
 
     fn choose(&self, may: May) -> (Side, Reason) {

@@ -10,6 +10,7 @@ mod call;
 mod ddl;
 mod guard;
 mod name;
+mod node;
 mod order;
 pub(crate) mod sample;
 mod utility;
@@ -25,7 +26,7 @@ pub struct Plan {
     pub statements: Vec<Statement>,
     /// The plan would be another for other literals (`set_config('x', ...)`, `LIMIT 0`): never share it by fingerprint.
     pub literal_dependent: bool,
-    /// A label for statistics (libpg_query's fingerprint of the whole text); never a routing key.
+    /// A label for statistics (`libpg_query`'s fingerprint of the whole text); never a routing key.
     pub fingerprint: u64,
 }
 
@@ -81,21 +82,40 @@ pub enum Kind {
     /// SET LOCAL, SET TRANSACTION, SET CONSTRAINTS: gone with the transaction.
     Local,
     /// SQL-level PREPARE; the inner statement is `inner`.
-    Prepare { name: String, inner: Box<Statement> },
+    Prepare {
+        /// Of the prepared statement.
+        name: String,
+        /// What it will do.
+        inner: Box<Statement>,
+    },
     /// SQL-level EXECUTE; what it does is what the named statement does.
-    Execute { name: String },
+    Execute {
+        /// Of the prepared statement.
+        name: String,
+    },
     /// SQL-level DEALLOCATE; `None` is ALL.
-    Deallocate { name: Option<String> },
+    Deallocate {
+        /// Of the prepared statement.
+        name: Option<String>,
+    },
     /// COPY ... FROM STDIN or a file.
     CopyIn,
     /// COPY ... TO STDOUT or a file.
     CopyOut,
     /// DECLARE CURSOR; `hold` is WITH HOLD. Tables are those of its query.
-    Declare { name: String, hold: bool },
+    Declare {
+        /// Of the cursor.
+        name: String,
+        /// It outlives its transaction.
+        hold: bool,
+    },
     /// FETCH, MOVE.
     Fetch,
     /// CLOSE; `None` is ALL.
-    Close { name: Option<String> },
+    Close {
+        /// Of the cursor.
+        name: Option<String>,
+    },
     /// CREATE, ALTER, DROP, GRANT, COMMENT, ...
     Ddl,
     /// LOCK TABLE.
@@ -110,11 +130,22 @@ pub enum Kind {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Control {
     /// BEGIN, START TRANSACTION. `None`: not written, so the session's default.
-    Begin { read_only: Option<bool>, isolation: Option<Isolation> },
+    Begin {
+        /// READ ONLY or READ WRITE.
+        read_only: Option<bool>,
+        /// ISOLATION LEVEL.
+        isolation: Option<Isolation>,
+    },
     /// COMMIT, END. `chain` is AND CHAIN.
-    Commit { chain: bool },
+    Commit {
+        /// The next transaction begins at once.
+        chain: bool,
+    },
     /// ROLLBACK, ABORT.
-    Rollback { chain: bool },
+    Rollback {
+        /// The next transaction begins at once.
+        chain: bool,
+    },
     /// SAVEPOINT name.
     Savepoint(String),
     /// RELEASE name.
@@ -144,7 +175,12 @@ pub enum Effect {
     /// A setting of this name (lower case) gets another value: SET, RESET, `set_config(.., false)`.
     Setting(String),
     /// SET LOCAL / `set_config(.., true)` of this name, with the literal value where there is one.
-    LocalSetting { name: String, value: Option<String> },
+    LocalSetting {
+        /// Lower case.
+        name: String,
+        /// Its literal.
+        value: Option<String>,
+    },
     /// RESET ALL.
     ResetAll,
     /// DISCARD ALL: the session is as new.
@@ -294,10 +330,15 @@ pub fn analyze(sql: &[u8], context: &Context<'_>) -> Plan {
     })
 }
 
-/// A text with an estimated tree depth of at most this is read on the caller's stack: under 1 MiB.
-const SHALLOW: usize = 60;
-/// Enough for the deepest tree that libpg_query hands out (10,000 messages); untouched pages cost nothing.
+/// A text with an estimated tree depth of at most this is read on the caller's stack: under 2 MiB.
+const SHALLOW: usize = 40;
+/// Enough for the deepest tree that `libpg_query` hands out (10,000 messages); untouched pages cost nothing.
 const DEEP_STACK_BYTES: usize = 512 << 20;
+
+/// Cuts a text behind its semicolons, for reports on text that the grammar refuses; never for routing.
+pub fn cut(sql: &str) -> Vec<&str> {
+    guard::cut(sql)
+}
 
 fn read(sql: &str, context: &Context<'_>) -> Result<Plan, Unknown> {
     let options = if context.standard_conforming_strings {
@@ -330,7 +371,7 @@ fn read(sql: &str, context: &Context<'_>) -> Result<Plan, Unknown> {
     Ok(plan)
 }
 
-/// libpg_query gives byte offsets; a length of 0 is "to the end".
+/// `libpg_query` gives byte offsets; a length of 0 is "to the end".
 fn span(sql: &str, raw: &RawStmt) -> Range<usize> {
     let start = usize::try_from(raw.stmt_location).unwrap_or(0).min(sql.len());
     let len = usize::try_from(raw.stmt_len).unwrap_or(0);

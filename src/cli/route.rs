@@ -7,8 +7,11 @@ use serde::Serialize;
 
 use crate::{
     catalog::Catalog,
-    route::{Decision, Footprint, TransactionState, decide, policy::Policy},
-    statement::{Context, Kind, Statement, Table, Unknown, analyze},
+    route::{
+        Decision, Footprint, TransactionState, decide,
+        policy::{Policy, Share},
+    },
+    statement::{Context, Kind, Statement, Table, Unknown, analyze, cut},
 };
 
 /// How the answer is printed.
@@ -57,25 +60,24 @@ struct Row {
 }
 
 /// Statements with their place and text. A mistake in one must not hide the others, so when the
-/// grammar refuses the file, the scanner splits it and each part is read alone.
+/// grammar refuses the file, it is cut at its semicolons and each part is read alone.
 fn statements(sql: &str, context: &Context<'_>) -> Vec<(usize, String, Statement)> {
     let plan = analyze(sql.as_bytes(), context);
     let refused =
         matches!(plan.statements.as_slice(), [Statement { kind: Kind::Unknown(Unknown::Syntax), .. }]);
     let text = |span: &std::ops::Range<usize>| sql.get(span.clone()).unwrap_or_default().to_owned();
-    let whole = || plan.statements.iter().map(|s| (s.span.start, text(&s.span), s.clone())).collect();
-    let Some(parts) = refused.then(|| pg_query::split_with_scanner(sql).ok()).flatten() else {
-        return whole();
-    };
-    let mut found = Vec::new();
-    let mut from = 0;
-    for part in parts {
-        let at = sql[from..].find(part).map_or(from, |offset| from + offset);
-        from = at + part.len();
+    if !refused {
+        return plan.statements.iter().map(|s| (s.span.start, text(&s.span), s.clone())).collect();
+    }
+    let (mut found, mut from) = (Vec::new(), 0);
+    for part in cut(sql) {
         for s in analyze(part.as_bytes(), context).statements {
-            let text = part.get(s.span.clone()).unwrap_or_default().to_owned();
-            found.push((at + s.span.start, text, s));
+            let bare = part[s.span.clone()].trim_ascii_start();
+            let start = from + s.span.end - bare.len();
+            let span = start..start + bare.trim_end_matches(|c: char| c == ';' || c.is_whitespace()).len();
+            found.push((span.start, text(&span), s));
         }
+        from += part.len();
     }
     found
 }
@@ -98,6 +100,7 @@ fn row(line: usize, text: &str, statement: &Statement, policy: &Policy, catalog:
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "all others are named by their class")]
 fn kind(statement: &Statement, footprint: &Footprint) -> String {
     match &statement.kind {
         Kind::Unknown(why) => format!("unknown ({})", format!("{why:?}").to_lowercase()),
@@ -115,7 +118,7 @@ fn names<'a>(tables: impl IntoIterator<Item = &'a Table>) -> Vec<String> {
 /// Every outcome with its share of the tickets, exact: between two weights nothing changes.
 fn outcomes(footprint: &Footprint, policy: &Policy) -> (BTreeMap<String, f64>, Vec<String>) {
     let shares = policy.repositories.iter().flat_map(|r| [r.reads, r.writes]);
-    let mut edges: Vec<u16> = shares.map(|share| share.basis_points()).chain([0, 10_000]).collect();
+    let mut edges: Vec<u16> = shares.map(Share::basis_points).chain([0, 10_000]).collect();
     edges.sort_unstable();
     edges.dedup();
     let (mut goes_to, mut why) = (BTreeMap::new(), Vec::new());
@@ -135,7 +138,7 @@ fn outcomes(footprint: &Footprint, policy: &Policy) -> (BTreeMap<String, f64>, V
 }
 
 fn line(sql: &str, at: usize) -> usize {
-    1 + sql.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count()
+    sql.as_bytes()[..at].split(|&byte| byte == b'\n').count()
 }
 
 fn table(rows: &[Row]) -> String {
@@ -255,6 +258,7 @@ mod tests {
         let rows: serde_json::Value = serde_json::from_str(&found).unwrap();
         let kinds: Vec<&str> = (0..3).map(|i| rows[i]["kind"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["introspection", "unknown (syntax)", "read"]);
+        assert_eq!((rows[1]["line"].as_u64(), rows[1]["statement"].as_str()), (Some(2), Some("selec 2")));
         assert_eq!(rows[2]["line"], 3);
     }
 }

@@ -152,15 +152,27 @@ impl Footprint {
             self.function(function, map);
         }
         self.writes_unknown |= match &statement.kind {
-            // Postgres' own error is the answer, and the home side gives it.
-            Kind::Unknown(Unknown::Syntax) => false,
-            Kind::Unknown(_) => true,
+            // Of a syntax error Postgres' own error is the answer, and the home side gives it.
+            Kind::Unknown(why) => *why != Unknown::Syntax,
             Kind::Code => statement.functions.is_empty(),
             Kind::Ddl => statement.writes.is_empty(),
-            Kind::Empty | Kind::Read | Kind::LockingRead | Kind::Write | Kind::Transaction(_) => false,
-            Kind::Session | Kind::Local | Kind::Prepare { .. } | Kind::Execute { .. } => false,
-            Kind::Deallocate { .. } | Kind::CopyIn | Kind::CopyOut | Kind::Declare { .. } => false,
-            Kind::Fetch | Kind::Close { .. } | Kind::Lock | Kind::Utility => false,
+            Kind::Empty
+            | Kind::Read
+            | Kind::LockingRead
+            | Kind::Write
+            | Kind::Transaction(_)
+            | Kind::Session
+            | Kind::Local
+            | Kind::Prepare { .. }
+            | Kind::Execute { .. }
+            | Kind::Deallocate { .. }
+            | Kind::CopyIn
+            | Kind::CopyOut
+            | Kind::Declare { .. }
+            | Kind::Fetch
+            | Kind::Close { .. }
+            | Kind::Lock
+            | Kind::Utility => false,
         };
     }
 

@@ -216,6 +216,10 @@ fn side_effects_happen_at_home() {
     check_block(&split, wrote, "select pg_advisory_xact_lock(1)", "refuse block_wrote [] []");
     split.on_unknown = OnUnknown::Target;
     check_block(&split, wrote, "select pg_advisory_xact_lock(1)", "run target block");
+    let locking = "with l as (select pg_advisory_xact_lock(1)) update documents set a = 1";
+    check(&split, locking, "run target lead");
+    split.on_unknown = OnUnknown::Refuse;
+    check(&split, locking, "refuse no_side [] [document]");
     let state = TransactionState { last_write: Some(Side::Target), ..TransactionState::default() };
     check_state(&split, &state, "select lastval()", "run target sequence_state");
     check(&split, "select lastval()", "run source home");

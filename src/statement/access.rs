@@ -8,7 +8,11 @@ use pg_query::{
     },
 };
 
-use super::{Context, Effect, Hazards, Kind, Pin, Statement, Unknown, name, order};
+use super::{
+    Context, Effect, Hazards, Kind, Pin, Statement, Unknown, name,
+    node::{literal, text},
+    order,
+};
 
 /// Gathers what one statement does.
 pub(super) struct Walker<'a> {
@@ -141,7 +145,7 @@ impl<'a> Walker<'a> {
     /// Walks a node of a query. A node that no query of the raw grammar has is unknown.
     pub(super) fn node(&mut self, node: &Node) {
         let Some(node) = &node.node else { return };
-        let known = self.query(node) || self.from_item(node) || self.expression(node) || self.special(node);
+        let known = self.query(node) || self.range(node) || self.expression(node) || self.special(node);
         self.found.unknown |= !known;
     }
 
@@ -271,7 +275,7 @@ impl<'a> Walker<'a> {
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "what no function handles is Unknown: fails closed")]
-    fn from_item(&mut self, node: &N) -> bool {
+    fn range(&mut self, node: &N) -> bool {
         match node {
             N::RangeVar(range) => self.read(range),
             N::JoinExpr(join) => {
@@ -313,6 +317,7 @@ impl<'a> Walker<'a> {
         true
     }
 
+    #[expect(clippy::match_same_arms, reason = "a family of nodes a line")]
     #[expect(clippy::wildcard_enum_match_arm, reason = "what no function handles is Unknown: fails closed")]
     fn expression(&mut self, node: &N) -> bool {
         match node {
@@ -372,6 +377,7 @@ impl<'a> Walker<'a> {
         true
     }
 
+    #[expect(clippy::match_same_arms, reason = "a family of nodes a line")]
     #[expect(clippy::wildcard_enum_match_arm, reason = "what no function handles is Unknown: fails closed")]
     fn special(&mut self, node: &N) -> bool {
         match node {
@@ -471,41 +477,6 @@ impl<'a> Walker<'a> {
 fn cte(node: &Node) -> Option<&CommonTableExpr> {
     match &node.node {
         Some(N::CommonTableExpr(query)) => Some(query),
-        _ => None,
-    }
-}
-
-/// The text of a String node: a part of a name.
-pub(super) fn text(node: &Node) -> Option<&str> {
-    match &node.node {
-        Some(N::String(string)) => Some(&string.sval),
-        _ => None,
-    }
-}
-
-/// The parts of a name.
-pub(super) fn texts(nodes: &[Node]) -> Vec<&str> {
-    nodes.iter().filter_map(text).collect()
-}
-
-/// Splits the parts of a name; a database in front is left out.
-pub(super) fn qualified(nodes: &[Node]) -> Option<(&str, &str)> {
-    match texts(nodes).as_slice() {
-        [name] => Some(("", name)),
-        [.., schema, name] => Some((schema, name)),
-        [] => None,
-    }
-}
-
-/// The text of a string literal, casts looked through.
-pub(super) fn literal(node: &Node) -> Option<&str> {
-    use pg_query::protobuf::a_const::Val;
-    match &node.node {
-        Some(N::AConst(constant)) => match &constant.val {
-            Some(Val::Sval(string)) => Some(&string.sval),
-            Some(Val::Ival(_) | Val::Fval(_) | Val::Boolval(_) | Val::Bsval(_)) | None => None,
-        },
-        Some(N::TypeCast(cast)) => cast.arg.as_deref().and_then(literal),
         _ => None,
     }
 }

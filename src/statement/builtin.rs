@@ -34,6 +34,7 @@ pub(super) enum Builtin {
 }
 
 /// Classifies `name`; `None` is a function without anything to it, or not a built-in one.
+#[expect(clippy::match_same_arms, reason = "a family of functions a line")]
 pub(super) fn classify(name: &str) -> Option<Builtin> {
     use Builtin as B;
     Some(match name {

@@ -7,9 +7,10 @@ use pg_query::{
 
 use super::{
     Effect, Hazards, Pin, Table,
-    access::{Walker, literal, qualified},
+    access::Walker,
     builtin::{self, Builtin},
     name,
+    node::{literal, qualified},
 };
 
 impl Walker<'_> {

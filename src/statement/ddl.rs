@@ -10,13 +10,15 @@ use pg_query::{
 
 use super::{
     Kind, Pin,
-    access::{Walker, qualified},
+    access::Walker,
     name,
+    node::qualified,
     utility::{range_var, statement},
 };
 
 impl Walker<'_> {
     /// `None` is not DDL.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what no function handles is Unknown: fails closed")]
     pub(super) fn ddl(&mut self, node: &N) -> Option<Kind> {
         match node {
             N::CreateStmt(s) => Some(self.create_table(s)),
@@ -107,7 +109,6 @@ impl Walker<'_> {
     }
 
     /// Tables behind REFERENCES, LIKE and ATTACH PARTITION.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "nothing else in a definition names a relation")]
     fn referenced(&mut self, node: Option<&Node>) {
         match node.and_then(|node| node.node.as_ref()) {
             Some(N::Constraint(constraint)) => self.foreign_key(constraint),
@@ -203,6 +204,7 @@ impl Walker<'_> {
 }
 
 /// DDL that names no relation, or not by a name that belongs to a repository.
+#[expect(clippy::match_same_arms, reason = "a few statements a line")]
 #[expect(clippy::wildcard_enum_match_arm, reason = "what no function handles is Unknown: fails closed")]
 fn database_wide(node: &N) -> Option<Kind> {
     match node {

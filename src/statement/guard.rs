@@ -26,12 +26,29 @@ pub(super) fn depth(sql: &[u8], standard_conforming_strings: bool) -> Result<usi
     Ok(levels.deepest)
 }
 
+/// Cuts `sql` behind its semicolons, for reports on text that the grammar refuses; never for routing
+/// (`BEGIN ATOMIC` bodies are cut too).
+pub(super) fn cut(sql: &str) -> Vec<&str> {
+    let mut scan = Scan { sql: sql.as_bytes(), at: 0, escapes: false };
+    let (mut parts, mut from) = (Vec::new(), 0);
+    while let Ok(Some(token)) = scan.next() {
+        if let Token::Semicolon = token {
+            parts.push(&sql[from..scan.at]);
+            from = scan.at;
+        }
+    }
+    parts.push(&sql[from..]);
+    parts
+}
+
 /// What the bound needs to know of a token.
+#[derive(Clone, Copy)]
 enum Token {
     Open,
     Close,
     Comma,
     Semicolon,
+    Dot,
     /// UNION, INTERSECT, EXCEPT: nest to the left across the commas of the select lists.
     SetOperation,
     Other,
@@ -71,6 +88,7 @@ impl Levels {
             // Inside parentheses a semicolon is only legal in CREATE RULE and ends a statement there too.
             Token::Semicolon => self.here = Level::default(),
             Token::SetOperation => self.here.set_operations += 1,
+            Token::Dot => self.here.tokens = self.here.tokens.saturating_sub(1),
             Token::Other => self.here.tokens += 1,
         }
         self.deepest = self.deepest.max(self.outer + self.here.tokens + self.here.set_operations);
@@ -126,6 +144,11 @@ impl Scan<'_> {
             b'e' | b'E' if self.peek(1) == b'\'' => {
                 self.at += 1;
                 self.string(true);
+            }
+            // A name of several parts is one node.
+            b'.' => {
+                self.at += 1;
+                return Token::Dot;
             }
             // B'', X'', N'' obey the setting as plain strings do; counting their letter is harmless.
             _ if is_word_start(byte) => return self.word(),

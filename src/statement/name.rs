@@ -93,14 +93,12 @@ pub(super) fn functions(context: &Context<'_>, schema: &str, name: &str) -> Vec<
     if !schema.is_empty() {
         return known(schema).into_iter().collect();
     }
-    match context.search_path {
+    if let Some(path) = context.search_path {
         // Overloads of several schemas compete by their arguments, so each of them may be meant.
-        Some(path) => path.iter().filter_map(|schema| known(schema)).collect(),
-        None => {
-            let schemas = context.catalog.function_schemas_by_name.get(name);
-            schemas.into_iter().flatten().filter_map(|schema| known(schema)).collect()
-        }
+        return path.iter().filter_map(|schema| known(schema)).collect();
     }
+    let schemas = context.catalog.function_schemas_by_name.get(name);
+    schemas.into_iter().flatten().filter_map(|schema| known(schema)).collect()
 }
 
 /// Splits what a literal in `nextval('...')` or `'...'::regclass` names, as Postgres folds it.

@@ -6,8 +6,8 @@ use pg_query::{
 };
 
 use super::{
-    access::{text, texts},
     builtin::{Builtin, classify},
+    node::{text, texts},
 };
 
 /// What a SELECT says about the order of its rows.
@@ -70,10 +70,6 @@ fn limits(node: &Node) -> bool {
 }
 
 /// Does an aggregate stand in this expression, not as a window function?
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "what is not looked into holds no aggregate: order is not total"
-)]
 fn aggregates(node: &Node) -> bool {
     match &node.node {
         Some(N::ResTarget(target)) => target.val.as_deref().is_some_and(aggregates),
@@ -110,7 +106,6 @@ fn equal_columns<'a>(node: &'a Node, range: &RangeVar, out: &mut Vec<&'a str>) {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "anything else is not a constant")]
 fn constant(node: &Node) -> bool {
     match &node.node {
         Some(N::AConst(constant)) => !constant.isnull,

@@ -7,6 +7,7 @@ fn summary(plan: &Plan) -> String {
     plan.statements.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "all others print as they are")]
 fn one(s: &Statement) -> String {
     let mut line = match &s.kind {
         Kind::Prepare { name, inner } => format!("Prepare({name}: {})", one(inner)),
@@ -58,7 +59,7 @@ fn path() -> Vec<String> {
     vec!["missing".into(), "public".into()]
 }
 
-/// Compares every case of a file; with CROSSFADE_WRITE_CASES set the file is written anew instead.
+/// Compares every case of a file; with `CROSSFADE_WRITE_CASES` set the file is written anew instead.
 #[track_caller]
 fn check_file(file: &str, cases: &str, plan: impl Fn(&str) -> Plan) {
     let mut written = String::new();
@@ -196,6 +197,39 @@ fn deep_and_long_text_ends() {
             plan.statements.first().map(|s| &s.kind)
         );
     }
+}
+
+/// What is read on the caller's stack must fit into a small one, unoptimised.
+#[test]
+fn shallow_text_needs_little_stack() {
+    let texts: Vec<String> = [
+        ("select ", "(select ", "1", ")"),
+        ("select * from ", "(select * from ", "a", ") x"),
+        ("select ", "case when true then ", "1", " end"),
+        ("select ", "f(", "1", ")"),
+        ("select 1", " + 1", "", ""),
+        ("select 1", " + .5", "", ""),
+        ("select ", "- ", "1", ""),
+        ("select ", "not ", "true", ""),
+        ("select 1", " is null", "", ""),
+        ("select 1", " union select 1", "", ""),
+        ("select * from a", " join a on b", "", ""),
+        ("select ", "array[", "1", "]"),
+        ("select ", "json_array(select ", "1", ")"),
+        ("select ", "xmlelement(name a, ", "1", ")"),
+        ("with a as (", "with a as (", "select 1", ") select 1"),
+        ("select * from ", "(a join ", "a", " on true)"),
+        ("explain select ", "exists (select 1 where ", "true", ")"),
+    ]
+    .iter()
+    .map(|(head, open, middle, close)| {
+        let text = |n: usize| format!("{head}{}{middle}{}", open.repeat(n), close.repeat(n));
+        let shallow = |n: &usize| guard::depth(text(*n).as_bytes(), true).unwrap() <= SHALLOW;
+        text((1..=SHALLOW).take_while(shallow).last().unwrap())
+    })
+    .collect();
+    let read = move || texts.iter().for_each(|sql| assert!(!plan(sql, None, true).statements.is_empty()));
+    std::thread::Builder::new().stack_size(2 << 20).spawn(read).unwrap().join().unwrap();
 }
 
 /// Every seed of the fuzzer, whole and cut short at each byte.

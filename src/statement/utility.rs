@@ -13,9 +13,10 @@ use pg_query::{
 
 use super::{
     Context, Control, Effect, Hazards, Isolation, Kind, Pin, Statement, Unknown,
-    access::{Walker, literal, qualified},
+    access::Walker,
     call::boolean,
     name,
+    node::{literal, qualified},
 };
 
 /// What one statement of the raw grammar does; the second value is [`super::Plan::literal_dependent`].
@@ -51,7 +52,7 @@ impl Walker<'_> {
                 Kind::Read
             }
             N::ConstraintsSetStmt(_) => Kind::Local,
-            N::DiscardStmt(s) => self.discard(s),
+            N::DiscardStmt(s) => self.discard(*s),
             N::ListenStmt(_) => self.pinned(Pin::Listen),
             N::LoadStmt(_) => self.pinned(Pin::Load),
             N::UnlistenStmt(_) => Kind::Session,
@@ -115,7 +116,7 @@ impl Walker<'_> {
         Kind::Session
     }
 
-    fn discard(&mut self, s: &DiscardStmt) -> Kind {
+    fn discard(&mut self, s: DiscardStmt) -> Kind {
         self.effect(match s.target() {
             DiscardMode::DiscardAll => Effect::DiscardAll,
             DiscardMode::DiscardPlans | DiscardMode::DiscardSequences | DiscardMode::DiscardTemp => {
