@@ -259,4 +259,20 @@ mod tests {
             assert_eq!(parse_filter(filter).is_ok(), good, "{filter}");
         }
     }
+
+    #[test]
+    fn filter_and_format_change_while_running() {
+        let log = |filter: &str, json| Log { filter: filter.into(), json, literals: false };
+        let handle = init(&log("warn", false)).unwrap();
+        assert!(init(&log("warn", false)).is_err(), "once a process");
+        assert!(!tracing::enabled!(tracing::Level::DEBUG));
+        handle.apply(&log("crossfade=debug", true)).unwrap();
+        assert!(tracing::enabled!(tracing::Level::DEBUG));
+        assert!(handle.json.load(Ordering::Relaxed));
+        assert!(handle.apply(&log("crossfade=loud", false)).is_err());
+        assert!(
+            tracing::enabled!(tracing::Level::DEBUG) && handle.json.load(Ordering::Relaxed),
+            "nothing changed"
+        );
+    }
 }
