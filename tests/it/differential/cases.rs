@@ -15,7 +15,7 @@ fn s(frames: &[Vec<u8>]) -> Step {
     Step::Send(frames.concat())
 }
 
-/// Sends and reads to the ReadyForQuery.
+/// Sends and reads to the `ReadyForQuery`.
 fn ask(frames: &[Vec<u8>]) -> Vec<Step> {
     vec![s(frames), Ready(1)]
 }
