@@ -45,7 +45,7 @@ fn backend_dies_in_a_transaction() {
             if !idle {
                 client.send(&frames::query("SELECT pg_sleep(20)"));
                 wait_for("the statement to run", || {
-                    let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(20)%' AND state = 'active'";
+                    let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(20)%' AND wait_event = 'PgSleep'";
                     oldest().admin("postgres").run(sql).as_deref() == Some("1")
                 });
             }
