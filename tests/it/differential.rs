@@ -13,7 +13,8 @@ use crate::support::{
     cluster::{Cluster, newest, oldest},
     frames, holds_within, needs_proxy,
     proxy::{Proxy, Settings},
-    wire::{Cut, Frame, Login, Next, Wire, cancel},
+    reply::Frame,
+    wire::{Cut, Login, Next, Wire, cancel},
 };
 
 /// What a case does next.
@@ -21,7 +22,7 @@ use crate::support::{
 pub(crate) enum Step {
     /// Sends these bytes as one flight.
     Send(Vec<u8>),
-    /// Reads up to the `n`th ReadyForQuery.
+    /// Reads up to the `n`th `ReadyForQuery`.
     Ready(usize),
     /// Reads up to the first message of this type.
     Until(u8),
@@ -31,15 +32,15 @@ pub(crate) enum Step {
     Eof,
     /// A superuser repeats this on another connection until it returns a row.
     Elsewhere(&'static str),
-    /// Sends a CancelRequest and waits for the end of its socket.
+    /// Sends a `CancelRequest` and waits for the end of its socket.
     Cancel,
     /// The same with another key.
     CancelWrongKey,
-    /// Reads the one byte that answers an SSLRequest or GSSENCRequest.
+    /// Reads the one byte that answers an `SSLRequest` or `GSSENCRequest`.
     Byte,
     /// Goes over to TLS, with or without ALPN.
     Tls(bool),
-    /// Sends a StartupMessage of this version with these parameters besides user and database, and logs in.
+    /// Sends a `StartupMessage` of this version with these parameters besides user and database, and logs in.
     Login(i32, &'static [(&'static str, &'static str)]),
 }
 
@@ -135,6 +136,10 @@ pub(crate) fn play(
             Step::Byte => {
                 let byte = wire.byte().map_or_else(|| "EOF".to_owned(), |b| (b as char).to_string());
                 seen.note(&byte);
+                if byte == "G" {
+                    // GSSAPI it is, which we do not speak.
+                    break;
+                }
             }
             Step::Tls(alpn) => {
                 if wire.start_tls(None, *alpn).is_err() {

@@ -10,6 +10,7 @@ use crate::support::{
     cluster::{Cluster, database, majors, newest, oldest},
     frames, holds_throughout, holds_within, http, needs_proxy,
     proxy::{Proxy, Settings},
+    reply::Frame,
     wait_for,
     wire::{Next, Wire},
 };
@@ -19,7 +20,7 @@ fn start(name: &str, transaction: Option<usize>) -> Proxy {
     if let Some(size) = transaction {
         settings = settings.transaction(size);
     }
-    settings.timeouts = "server_login_retry = \"100ms\"\nquery_wait = \"5s\"".to_owned();
+    "server_login_retry = \"100ms\"\nquery_wait = \"5s\"".clone_into(&mut settings.timeouts);
     settings.start()
 }
 
@@ -44,7 +45,7 @@ fn backend_dies_in_a_transaction() {
             if !idle {
                 client.send(&frames::query("SELECT pg_sleep(20)"));
                 wait_for("the statement to run", || {
-                    let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(20)%' AND state = 'active'";
+                    let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(20)%' AND wait_event = 'PgSleep'";
                     oldest().admin("postgres").run(sql).as_deref() == Some("1")
                 });
             }
@@ -96,9 +97,9 @@ fn backend_restarts() {
     client.until_ready(1).expect("prepared");
     for immediate in [false, true] {
         if immediate {
-            source.kill()
+            source.kill();
         } else {
-            source.stop()
+            source.stop();
         }
         let began = Instant::now();
         let error = client.query("SELECT 1").expect_err("the source is down");
@@ -185,7 +186,7 @@ fn client_dies() {
         let mut next = proxy.client("alice");
         assert_eq!(next.run("SELECT count(*) FROM users").as_deref(), Some("0"), "after a death {name}");
         next.send(&[frames::extended("SELECT now() = statement_timestamp()", &[]), frames::sync()].concat());
-        let seen = crate::support::wire::short(&next.until_ready(1).expect("in step"));
+        let seen = crate::support::reply::short(&next.until_ready(1).expect("in step"));
         assert_eq!(seen, "1 2 T D C[SELECT_1] ZI", "after a death {name}");
         assert_eq!(next.next(Duration::from_millis(5)), Next::Quiet, "after a death {name}");
     }
@@ -271,14 +272,14 @@ fn full_pool_is_fifo() {
     holder.run("BEGIN");
     let order = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for (i, mut waiter) in waiters.into_iter().enumerate() {
+        for (i, mut waiter) in (0u32..).zip(waiters) {
             let (order, proxy) = (&order, &proxy);
             waiter.send(&frames::query("SELECT clock_timestamp() - '2020-01-01'"));
             // The next one asks when this one is known to wait.
-            wait_for("a waiter more", || proxy.metric("pool_waiters", &["source"]) >= i as f64 + 1.0);
+            wait_for("a waiter more", || proxy.metric("pool_waiters", &["source"]) > f64::from(i));
             scope.spawn(move || {
                 let frames = waiter.until_ready(1).expect("served");
-                let at = frames.iter().find(|f| f.kind == b'D').map(crate::support::wire::Frame::columns);
+                let at = frames.iter().find(|f| f.kind == b'D').map(Frame::columns);
                 order.lock().expect("not poisoned").push((at, i));
             });
         }
@@ -286,7 +287,7 @@ fn full_pool_is_fifo() {
     });
     let mut order = order.into_inner().expect("not poisoned");
     order.sort();
-    let order: Vec<usize> = order.into_iter().map(|(_, i)| i).collect();
+    let order: Vec<u32> = order.into_iter().map(|(_, i)| i).collect();
     assert_eq!(order, (0..8).collect::<Vec<_>>());
 }
 
@@ -339,38 +340,37 @@ fn timeouts() {
     ];
     std::thread::scope(|scope| {
         for (key, queries) in cases {
-            scope.spawn(move || {
-                for transaction in [None, Some(1)] {
-                    let mut settings = Settings::new("fail_timeouts");
-                    if let Some(size) = transaction {
-                        settings = settings.transaction(size);
-                    }
-                    settings.timeouts = format!("{key} = \"300ms\"");
-                    let proxy = settings.start();
-                    let mut client = proxy.client("alice");
-                    for sql in queries {
-                        client.send(&frames::query(sql));
-                    }
-                    let mut error = None;
-                    while error.is_none() {
-                        match client.next(Duration::from_secs(4)) {
-                            Next::Frame(frame) if frame.kind == b'E' => error = Some(frame.fields()),
-                            Next::Frame(_) => {}
-                            end => panic!("{key}: {end:?} instead of an error; pooling {transaction:?}"),
-                        }
-                    }
-                    let error = error.expect("found");
-                    assert!(error.get(&'C').is_some_and(|c| c.len() == 5), "{key}: {error:?}");
-                    // The server connection is free and clean for the next one.
-                    assert_eq!(
-                        proxy.client("alice").run("SELECT now() = statement_timestamp()").as_deref(),
-                        Some("t"),
-                        "{key}"
-                    );
-                }
-            });
+            for transaction in [None, Some(1)] {
+                scope.spawn(move || check_timeout(key, queries, transaction));
+            }
         }
     });
+}
+
+fn check_timeout(key: &str, queries: &[&str], transaction: Option<usize>) {
+    let mut settings = Settings::new("fail_timeouts");
+    if let Some(size) = transaction {
+        settings = settings.transaction(size);
+    }
+    settings.timeouts = format!("{key} = \"300ms\"");
+    let proxy = settings.start();
+    let mut client = proxy.client("alice");
+    for sql in queries {
+        client.send(&frames::query(sql));
+    }
+    let error = loop {
+        match client.next(Duration::from_secs(4)) {
+            Next::Frame(frame) if frame.kind == b'E' => break frame.fields(),
+            Next::Frame(_) => {}
+            end @ (Next::Quiet | Next::Eof) => {
+                panic!("{key}: {end:?} instead of an error; pooling {transaction:?}")
+            }
+        }
+    };
+    assert!(error.get(&'C').is_some_and(|c| c.len() == 5), "{key}: {error:?}");
+    // The server connection is free and clean for the next one.
+    let fresh = proxy.client("alice").run("SELECT now() = statement_timestamp()");
+    assert_eq!(fresh.as_deref(), Some("t"), "{key}");
 }
 
 /// A client that stops reading costs constant memory, and gets all its rows in the end.

@@ -2,7 +2,8 @@
 //!
 //! Run with `cargo test --test it`: the two clusters are shared by the tests of one process.
 //! `CROSSFADE_IT=direct` lets the suites talk to Postgres itself; what needs the proxy is then skipped. That is how
-//! the suites are tested.
+//! the suites are tested. `CROSSFADE_BIN` names another build of the proxy, `CROSSFADE_SEED` and `CROSSFADE_ROUNDS` play
+//! a random test again.
 
 mod differential;
 mod failures;

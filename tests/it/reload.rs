@@ -10,6 +10,7 @@ use crate::support::{
     cluster::{base_dir, database, newest, oldest},
     frames, holds_throughout, needs_proxy,
     proxy::{Proxy, Settings},
+    reply::Frame,
     tls::authority,
     wait_for,
     wire::{Cut, DbError, Wire},
@@ -43,7 +44,7 @@ fn work(client: &mut Wire, sides: &mut BTreeMap<String, usize>) -> Result<(), Db
     if let Some(error) = frames.iter().find(|f| f.kind == b'E') {
         panic!("the prepared statement: {:?}", error.fields());
     }
-    saw(frames.iter().filter(|f| f.kind == b'D').map(crate::support::wire::Frame::columns).collect());
+    saw(frames.iter().filter(|f| f.kind == b'D').map(Frame::columns).collect());
     client.query("BEGIN")?;
     let first = saw(client.query(WHERE)?);
     let second = saw(client.query(WHERE)?);
@@ -52,6 +53,15 @@ fn work(client: &mut Wire, sides: &mut BTreeMap<String, usize>) -> Result<(), Db
     assert_eq!(client.query("SELECT name FROM users WHERE id = 1")?[0][0].as_deref(), Some("source"));
     client.query("UPDATE organizations SET name = name; SELECT 1")?;
     Ok(())
+}
+
+/// Whoever ends, well or in a panic, ends all: nobody waits for a client that is no more.
+struct StopAll<'a>(&'a AtomicBool);
+
+impl Drop for StopAll<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 fn move_weights(name: &str, transaction: bool) {
@@ -76,18 +86,18 @@ fn move_weights(name: &str, transaction: bool) {
             .map(|mut client| {
                 let (stop, rounds) = (&stop, &rounds);
                 scope.spawn(move || {
+                    let _stop = StopAll(stop);
                     let mut sides = BTreeMap::new();
                     while !stop.load(Ordering::Relaxed) {
-                        work(&mut client, &mut sides).unwrap_or_else(|e| {
-                            stop.store(true, Ordering::Relaxed);
-                            panic!("a client saw {e:?}");
-                        });
+                        let worked = work(&mut client, &mut sides);
+                        assert!(worked.is_ok(), "a client saw {worked:?}");
                         rounds.fetch_add(1, Ordering::Relaxed);
                     }
                     sides
                 })
             })
             .collect();
+        let stopper = StopAll(&stop);
         for share in [10, 50, 100, 50, 0, 100, 0] {
             proxy.edit(|s| s.document_reads_target = share);
             let seen = rounds.load(Ordering::Relaxed);
@@ -95,7 +105,7 @@ fn move_weights(name: &str, transaction: bool) {
                 stop.load(Ordering::Relaxed) || rounds.load(Ordering::Relaxed) > seen + 12
             });
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopper);
         let joined = workers.into_iter().map(|w| w.join().expect("no client saw an error"));
         joined.fold(BTreeMap::<String, usize>::new(), |mut all, sides| {
             for (side, n) in sides {
@@ -286,7 +296,8 @@ fn certificates_are_hot() {
     std::fs::create_dir_all(&dir).expect("the temp dir is writable");
     let (certificate, key) = authority().issue(&dir, "hot", "localhost");
     let mut settings = Settings::new("reload_tls");
-    settings.client_tls = format!("mode = \"require\"\ncertificate = {certificate:?}\nkey = {key:?}\n");
+    settings.client_tls =
+        format!("mode = \"require\"\ncertificate = '{}'\nkey = '{}'\n", certificate.display(), key.display());
     let proxy = settings.start();
     let fingerprint = || {
         let mut wire = Wire::open(proxy.port, Cut::Whole).ok()?;

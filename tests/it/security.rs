@@ -110,7 +110,7 @@ fn oversize_message() {
     let proxy = settings.start();
     let mut wire = proxy.client("alice");
     let before = proxy.resident_kib();
-    wire.send(&frames::lying(b'Q', 1_500_000_000, &[b'x'; 50_000]));
+    wire.send(&frames::lying(b'Q', 1_500_000_000, &vec![b'x'; 50_000]));
     assert!(wire.closes_within(Duration::from_secs(3)), "a message of 1.5 GB was not refused");
     assert!(proxy.resident_kib() < before + 8_000);
     // Just below the limit it passes.

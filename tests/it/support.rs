@@ -5,6 +5,7 @@ pub(crate) mod fake;
 pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod proxy;
+pub(crate) mod reply;
 pub(crate) mod tls;
 pub(crate) mod wire;
 
@@ -79,7 +80,7 @@ pub(crate) fn seed(test: &str) -> u64 {
     seed
 }
 
-/// SplitMix64: small, seedable and the same everywhere.
+/// `SplitMix64`: small, seedable and the same everywhere.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(pub(crate) u64);
 

@@ -3,15 +3,16 @@
 //! Every client has a shadow, a direct connection to a database of its own on the same server, that executes the same.
 //! What the client sees must be what its shadow sees. (PITFALLS 2, cases 7 and 8.)
 
-use std::{sync::Barrier, thread};
+use std::thread;
 
 use crate::support::{
     Rng,
     cluster::{database, oldest},
     env_number, frames,
     proxy::Settings,
+    reply::Frame,
     seed,
-    wire::{DbError, Frame, Login, Rows, Wire},
+    wire::{DbError, Login, Rows, Wire},
 };
 
 /// A client and its shadow.
@@ -123,6 +124,14 @@ impl Pair {
         self.rng = rng;
     }
 
+    /// The whole life of a client. The first six may be pinned: three of each user.
+    fn live(mut self, steps: u64) {
+        for _ in 0..steps {
+            if self.rng.chance(35) { self.probe() } else { self.step(self.id < 6) }
+        }
+        self.sql("ROLLBACK");
+    }
+
     fn probe(&mut self) {
         let probe = self.rng.pick(&PROBES);
         self.sql(probe);
@@ -132,7 +141,7 @@ impl Pair {
     }
 }
 
-/// An answer without what differs by nature: temp schemas have numbers, ParameterStatus is told when a connection is
+/// An answer without what differs by nature: temp schemas have numbers, `ParameterStatus` is told when a connection is
 /// adopted too.
 fn view(answer: &Result<Vec<Frame>, DbError>) -> Vec<String> {
     match answer {
@@ -149,27 +158,22 @@ fn nothing_leaks() {
     let steps = env_number("CROSSFADE_ROUNDS").unwrap_or(400);
     // Per user: three clients that may be pinned, four that share what is left.
     let proxy = Settings::new("tenants").transaction(4).start();
-    let clients = 14;
-    let barrier = Barrier::new(clients);
+    let pairs: Vec<Pair> = (0..14)
+        .map(|id| {
+            let user = if id % 2 == 0 { "alice" } else { "bob" };
+            let shadow = Login::new(user, &format!("{user}-pw"), "tenants_shadow");
+            Pair {
+                through: proxy.client(user),
+                shadow: Wire::connect(oldest().port, &shadow).expect("Postgres answers"),
+                rng: Rng(seed.wrapping_add(id as u64 * 7919)),
+                id,
+                log: Vec::new(),
+            }
+        })
+        .collect();
     thread::scope(|scope| {
-        for id in 0..clients {
-            let (proxy, barrier) = (&proxy, &barrier);
-            scope.spawn(move || {
-                let user = if id % 2 == 0 { "alice" } else { "bob" };
-                let shadow = Login::new(user, &format!("{user}-pw"), "tenants_shadow");
-                let mut pair = Pair {
-                    through: proxy.client(user),
-                    shadow: Wire::connect(oldest().port, &shadow).expect("Postgres answers"),
-                    rng: Rng(seed.wrapping_add(id as u64 * 7919)),
-                    id,
-                    log: Vec::new(),
-                };
-                barrier.wait();
-                for _ in 0..steps {
-                    if pair.rng.chance(35) { pair.probe() } else { pair.step(id < 6) }
-                }
-                pair.sql("ROLLBACK");
-            });
+        for pair in pairs {
+            scope.spawn(move || pair.live(steps));
         }
     });
 }
@@ -212,9 +216,9 @@ fn nothing_is_left_behind() {
                 dirty.run(sql);
             }
             if politely {
-                dirty.terminate()
+                dirty.terminate();
             } else {
-                drop(dirty)
+                drop(dirty);
             }
             let mut clean = proxy.client("alice");
             let expected: Rows =

@@ -15,7 +15,7 @@ fn s(frames: &[Vec<u8>]) -> Step {
     Step::Send(frames.concat())
 }
 
-/// Sends and reads to the ReadyForQuery.
+/// Sends and reads to the `ReadyForQuery`.
 fn ask(frames: &[Vec<u8>]) -> Vec<Step> {
     vec![s(frames), Ready(1)]
 }
@@ -339,13 +339,13 @@ fn cancels() -> Vec<Case> {
         once("cancel while idle", vec![Cancel, s(&[query("SELECT 1")]), Ready(1)], "T D C ZI EOF"),
         once("cancel with a wrong key", vec![s(&[query("SELECT pg_sleep(0.15)")]), CancelWrongKey, Ready(1)], "T D C ZI EOF"),
         once("cancel what runs",
-            vec![s(&[query("SELECT pg_sleep(21)")]), Elsewhere("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(21)%'"), Cancel, Ready(1), s(&[query("SELECT 1")]), Ready(1)],
+            vec![s(&[query("SELECT pg_sleep(21)")]), Elsewhere("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE 'SELECT pg_sleep(21)%'"), Cancel, Ready(1), s(&[query("SELECT 1")]), Ready(1)],
             "T E(57014) ZI T D C ZI EOF"),
         once("cancel in a transaction",
-            vec![s(&[query("BEGIN")]), Ready(1), s(&[query("SELECT pg_sleep(22)")]), Elsewhere("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(22)%'"), Cancel, Ready(1), s(&[query("ROLLBACK")]), Ready(1)],
+            vec![s(&[query("BEGIN")]), Ready(1), s(&[query("SELECT pg_sleep(22)")]), Elsewhere("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE 'SELECT pg_sleep(22)%'"), Cancel, Ready(1), s(&[query("ROLLBACK")]), Ready(1)],
             "C ZT T E(57014) ZE C ZI EOF"),
         once("cancel in a pipeline kills up to the Sync",
-            vec![s(&[extended("SELECT pg_sleep(23)", &[]), extended("SELECT 'skipped'", &[]), sync(), query("SELECT 1")]), Elsewhere("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(23)%'"), Cancel, Ready(2)],
+            vec![s(&[extended("SELECT pg_sleep(23)", &[]), extended("SELECT 'skipped'", &[]), sync(), query("SELECT 1")]), Elsewhere("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE 'SELECT pg_sleep(23)%'"), Cancel, Ready(2)],
             "1 2 T E(57014) ZI T D C ZI EOF"),
     ]
 }
@@ -353,7 +353,7 @@ fn cancels() -> Vec<Case> {
 fn deaths() -> Vec<Case> {
     vec![
         session("terminated while it runs",
-            vec![s(&[query("SELECT pg_sleep(24)")]), Elsewhere("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(24)%'"), Eof],
+            vec![s(&[query("SELECT pg_sleep(24)")]), Elsewhere("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE 'SELECT pg_sleep(24)%'"), Eof],
             "T E!(57P01) EOF"),
         session("terminated while idle",
             vec![s(&[query("SELECT 'idle 25'")]), Ready(1), Elsewhere("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle' AND query LIKE 'SELECT ''idle 25''%'"), Eof],

@@ -141,7 +141,7 @@ fn run(port: u16, login: &Login, bytes: &[u8], admin: &mut Wire) -> Transcript {
 fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) {
     source.database(database);
     target.database(database);
-    let seed = seed(database);
+    let start = seed(database);
     let rounds = env_number("CROSSFADE_ROUNDS").unwrap_or(150);
     let mut settings = Settings::new(database).backends(source, target).tls("prefer");
     if transaction {
@@ -151,20 +151,20 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) 
     let mut admin = source.admin(database);
     let mut wrong = Vec::new();
     for round in 0..rounds {
-        let mut rng = Rng(seed.wrapping_add(round));
+        let mut rng = Rng(start.wrapping_add(round));
         let bytes = sequence(&mut rng);
-        let cut = rng.pick(&[Cut::Whole, Cut::Random(seed), Cut::Bytes]);
+        let cut = rng.pick(&[Cut::Whole, Cut::Random(start), Cut::Bytes]);
         let way = Way { tls: rng.chance(30), cut };
         let oracle = run(source.port, &proxy.login("alice"), &bytes, &mut admin);
         assert!(
             !oracle.short.iter().any(|t| t == "SILENCE"),
-            "seed {seed} round {round}: the oracle hangs: {oracle:?}"
+            "seed {start} round {round}: the oracle hangs: {oracle:?}"
         );
         let seen = run(proxy.port, &proxy.login("alice").tls(way.tls).cut(way.cut), &bytes, &mut admin);
         if !equal(&oracle, &seen) {
             let again = format!(
                 "CROSSFADE_SEED={} CROSSFADE_ROUNDS=1, sent {}",
-                seed.wrapping_add(round),
+                start.wrapping_add(round),
                 letters(&bytes)
             );
             wrong.push(difference(&again, way, &oracle, &seen));

@@ -11,6 +11,7 @@ use crate::support::{
     frames::{frame, lying, query},
     needs_proxy,
     proxy::{Proxy, Settings},
+    reply::Frame,
     wire::Next,
 };
 
@@ -18,8 +19,8 @@ fn proxy_to(fake: &Fake) -> Proxy {
     let mut settings = Settings::new("sec_hostile");
     settings.source = fake.port;
     settings.backend_tls = "disable";
-    settings.timeouts =
-        "server_connect = \"2s\"\nquery_wait = \"3s\"\nserver_login_retry = \"50ms\"".to_owned();
+    "server_connect = \"2s\"\nquery_wait = \"3s\"\nserver_login_retry = \"50ms\""
+        .clone_into(&mut settings.timeouts);
     settings.start()
 }
 
@@ -116,7 +117,7 @@ fn hostile_replies() {
             let mut next = proxy.try_client("alice").unwrap_or_else(|e| panic!("after {name}: {e:?}"));
             next.send(&query("SELECT 'good'"));
             let frames = next.until_ready(1).unwrap_or_else(|e| panic!("after {name}: {e:?}"));
-            let tags: Vec<String> = frames.iter().filter(|f| f.kind != b'S').map(|f| f.short()).collect();
+            let tags: Vec<String> = frames.iter().filter(|f| f.kind != b'S').map(Frame::short).collect();
             assert_eq!(tags, ["C[SELECT_0]", "ZI"], "after {name}, transaction pooling {transaction}");
             assert_eq!(next.next(Duration::from_millis(10)), Next::Quiet, "after {name}");
         }

@@ -107,15 +107,16 @@ fn watchdog(pid: u32, base: &Path) {
         rm -rf "$2"
     "#;
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/cluster");
-    Command::new("sh")
+    let mut command = Command::new("sh");
+    command
         .args(["-c", script, "watchdog", &pid.to_string()])
         .args([base.as_os_str(), tool.as_os_str()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .expect("sh runs");
+        .process_group(0);
+    // Nobody waits for it: it outlives us.
+    drop(command.spawn().expect("sh runs"));
 }
 
 impl Cluster {

@@ -5,7 +5,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -17,7 +17,6 @@ use super::frames::frame;
 #[derive(Debug)]
 pub(crate) struct Fake {
     pub(crate) port: u16,
-    pub(crate) connections: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -27,15 +26,14 @@ impl Fake {
     pub(crate) fn start(serve: impl Fn(&mut TcpStream) -> io::Result<()> + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let port = listener.local_addr().expect("bound").port();
-        let (stop, connections) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (stopped, count, serve) = (Arc::clone(&stop), Arc::clone(&connections), Arc::new(serve));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, serve) = (Arc::clone(&stop), Arc::new(serve));
         let acceptor = std::thread::spawn(move || {
             for socket in listener.incoming() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
                 let Ok(mut socket) = socket else { continue };
-                count.fetch_add(1, Ordering::Relaxed);
                 let serve = Arc::clone(&serve);
                 std::thread::spawn(move || {
                     // Bounds the life of the thread; what the proxy does about the end is the test's business.
@@ -45,7 +43,7 @@ impl Fake {
                 });
             }
         });
-        Self { port, connections, stop, acceptor: Some(acceptor) }
+        Self { port, stop, acceptor: Some(acceptor) }
     }
 }
 
@@ -59,7 +57,7 @@ impl Drop for Fake {
     }
 }
 
-/// Reads the untyped packets at the start of a connection, refuses TLS and GSS, returns the StartupMessage's code and
+/// Reads the untyped packets at the start of a connection, refuses TLS and GSS, returns the `StartupMessage`'s code and
 /// body.
 pub(crate) fn read_startup(socket: &mut TcpStream) -> io::Result<(i32, Vec<u8>)> {
     loop {
@@ -87,7 +85,7 @@ pub(crate) fn read_frame(socket: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
     Ok((head[0], body))
 }
 
-/// AuthenticationOk, ParameterStatus, BackendKeyData, ReadyForQuery: a login without a password.
+/// `AuthenticationOk`, `ParameterStatus`, `BackendKeyData`, `ReadyForQuery`: a login without a password.
 pub(crate) fn greeting() -> Vec<u8> {
     let mut out = frame(b'R', &0i32.to_be_bytes());
     for (name, value) in [
@@ -108,29 +106,7 @@ pub(crate) fn greeting() -> Vec<u8> {
     out
 }
 
-/// CommandComplete and ReadyForQuery.
+/// `CommandComplete` and `ReadyForQuery`.
 pub(crate) fn done(tag: &str) -> Vec<u8> {
     [frame(b'C', format!("{tag}\0").as_bytes()), frame(b'Z', b"I")].concat()
-}
-
-/// Answers every Query and Sync with `reply`, after a login without a password. Health checks and control connections
-/// get the same: a hostile server does not care who asks.
-pub(crate) fn answering(reply: Vec<u8>) -> Fake {
-    Fake::start(move |socket| {
-        let (code, _) = read_startup(socket)?;
-        if code == 80_877_102 {
-            return Ok(());
-        }
-        socket.write_all(&greeting())?;
-        loop {
-            let (kind, body) = read_frame(socket)?;
-            match kind {
-                b'Q' if body.starts_with(b"SELECT 'evil'") => socket.write_all(&reply)?,
-                b'Q' => socket.write_all(&done("SELECT 0"))?,
-                b'S' => socket.write_all(&frame(b'Z', b"I"))?,
-                b'X' => return Ok(()),
-                _ => {}
-            }
-        }
-    })
 }

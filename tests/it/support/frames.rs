@@ -95,22 +95,22 @@ pub(crate) fn terminate() -> Vec<u8> {
     frame(b'X', &[])
 }
 
-/// CopyData.
+/// `CopyData`.
 pub(crate) fn copy_data(data: &str) -> Vec<u8> {
     frame(b'd', data.as_bytes())
 }
 
-/// CopyDone.
+/// `CopyDone`.
 pub(crate) fn copy_done() -> Vec<u8> {
     frame(b'c', &[])
 }
 
-/// CopyFail.
+/// `CopyFail`.
 pub(crate) fn copy_fail(reason: &str) -> Vec<u8> {
     frame(b'f', &cstr(reason))
 }
 
-/// FunctionCall with text arguments and a text result.
+/// `FunctionCall` with text arguments and a text result.
 pub(crate) fn function_call(oid: u32, arguments: &[&str]) -> Vec<u8> {
     let mut body = oid.to_be_bytes().to_vec();
     body.extend(0u16.to_be_bytes());
@@ -141,24 +141,24 @@ pub(crate) fn untyped(code: i32, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// StartupMessage.
+/// `StartupMessage`.
 pub(crate) fn startup(version: i32, parameters: &[(&str, &str)]) -> Vec<u8> {
     let mut body: Vec<u8> = parameters.iter().flat_map(|(k, v)| [cstr(k), cstr(v)].concat()).collect();
     body.push(0);
     untyped(version, &body)
 }
 
-/// SSLRequest.
+/// `SSLRequest`.
 pub(crate) fn ssl_request() -> Vec<u8> {
     untyped(80_877_103, &[])
 }
 
-/// GSSENCRequest.
+/// `GSSENCRequest`.
 pub(crate) fn gssenc_request() -> Vec<u8> {
     untyped(80_877_104, &[])
 }
 
-/// CancelRequest.
+/// `CancelRequest`.
 pub(crate) fn cancel_request(pid: u32, key: &[u8]) -> Vec<u8> {
     untyped(80_877_102, &[&pid.to_be_bytes()[..], key].concat())
 }

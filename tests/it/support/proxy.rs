@@ -81,8 +81,10 @@ impl Settings {
     pub(crate) fn tls(mut self, mode: &str) -> Self {
         let (certificate, key) = authority().server();
         self.client_tls = format!(
-            "mode = {mode:?}\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {:?}\n",
-            authority().ca()
+            "mode = {mode:?}\ncertificate = '{}'\nkey = '{}'\nclient_ca = '{}'\n",
+            certificate.display(),
+            key.display(),
+            authority().ca().display()
         );
         self
     }
@@ -166,7 +168,10 @@ impl Proxy {
     /// Starts the process on the configuration as it is and waits until it accepts.
     pub(crate) fn launch(&mut self) {
         let log = File::options().create(true).append(true).open(self.log_file()).expect("writable");
-        let child = Command::new(env!("CARGO_BIN_EXE_crossfade"))
+        // Another build, such as a release, can be put to the test by its path.
+        let binary =
+            std::env::var_os("CROSSFADE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_crossfade").into());
+        let child = Command::new(binary)
             .args(["serve", "--config"])
             .arg(self.config_file())
             .stdin(Stdio::null())

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use super::{
     PATIENCE, Rng,
     frames::{self, V3_0},
+    reply::{Frame, short},
     tls,
 };
 
@@ -155,133 +156,11 @@ impl Login {
         self
     }
 
-    /// The StartupMessage.
+    /// The `StartupMessage`.
     pub(crate) fn startup(&self) -> Vec<u8> {
         let mut pairs = vec![("user", self.user.as_str())];
         pairs.extend(self.parameters.iter().map(|(k, v)| (k.as_str(), v.as_str())));
         frames::startup(self.version, &pairs)
-    }
-}
-
-/// A backend message.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Frame {
-    pub(crate) kind: u8,
-    pub(crate) body: Vec<u8>,
-}
-
-impl Frame {
-    /// Fields of an ErrorResponse or NoticeResponse.
-    pub(crate) fn fields(&self) -> BTreeMap<char, String> {
-        self.body
-            .split(|&b| b == 0)
-            .filter(|field| !field.is_empty())
-            .map(|field| (field[0] as char, String::from_utf8_lossy(&field[1..]).into_owned()))
-            .collect()
-    }
-
-    /// SQLSTATE of an ErrorResponse or NoticeResponse.
-    pub(crate) fn sqlstate(&self) -> String {
-        self.fields().remove(&'C').unwrap_or_default()
-    }
-
-    /// `S(name)`, `C[SELECT_1]`, `ZI`, `E(42601)`, `E!(57P01)` when fatal; else the letter.
-    pub(crate) fn short(&self) -> String {
-        let text =
-            || String::from_utf8_lossy(self.body.split(|&b| b == 0).next().unwrap_or(&[])).replace(' ', "_");
-        match self.kind {
-            b'Z' => format!("Z{}", self.body.first().map_or('?', |&b| b as char)),
-            b'C' => format!("C[{}]", text()),
-            b'S' => format!("S({})", text()),
-            b'N' => format!("N({})", self.sqlstate()),
-            b'E' => {
-                let fatal = self.fields().get(&'V').is_some_and(|v| v == "FATAL" || v == "PANIC");
-                format!("E{}({})", if fatal { "!" } else { "" }, self.sqlstate())
-            }
-            b'R' => format!("R{}", i32::from_be_bytes(self.body[..4].try_into().expect("four bytes"))),
-            b'K' => format!("K({})", self.body.len() - 4),
-            kind => (kind as char).to_string(),
-        }
-    }
-
-    /// Everything that must be equal on both paths: F, L and R of an error are the server's source lines, keys and
-    /// process ids are numbers without meaning, SCRAM messages are random.
-    pub(crate) fn full(&self) -> String {
-        match self.kind {
-            // What is no protocol at all crossfade may answer in its own words.
-            b'E' if self.sqlstate() == "08P01" => self.short(),
-            b'E' | b'N' => {
-                let mut fields = self.fields();
-                for code in ['F', 'L', 'R'] {
-                    if let Some(text) = fields.get_mut(&code) {
-                        text.clear();
-                    }
-                }
-                if let Some(context) = fields.get_mut(&'W') {
-                    *context = without_temp_number(context);
-                }
-                format!("{} {fields:?}", self.short())
-            }
-            b'T' => format!("T {}", printable(&self.without_table_oids())),
-            b'K' | b'R' => self.short(),
-            b'A' => format!("A {}", printable(&self.body[4..])),
-            _ => format!("{} {}", self.short(), printable(&self.body)),
-        }
-    }
-
-    /// Body of a RowDescription with the OIDs of tables that are not Postgres' own made equal: a table made anew gets
-    /// another. Types keep theirs.
-    fn without_table_oids(&self) -> Vec<u8> {
-        let mut body = self.body.clone();
-        let mut at = 2;
-        while at < body.len() {
-            at += body[at..].iter().position(|&b| b == 0).map_or(body.len(), |n| n + 1);
-            if let Some(oid) = body.get_mut(at..at + 4)
-                && u32::from_be_bytes([oid[0], oid[1], oid[2], oid[3]]) >= 16384
-            {
-                oid.copy_from_slice(b"TABL");
-            }
-            at += 18;
-        }
-        body
-    }
-
-    /// Columns of a DataRow.
-    pub(crate) fn columns(&self) -> Vec<Option<String>> {
-        let mut rest = &self.body[2..];
-        let mut columns = Vec::new();
-        while rest.len() >= 4 {
-            let length = i32::from_be_bytes(rest[..4].try_into().expect("four bytes"));
-            rest = &rest[4..];
-            match usize::try_from(length) {
-                Err(_) => columns.push(None),
-                Ok(length) => {
-                    columns.push(Some(String::from_utf8_lossy(&rest[..length]).into_owned()));
-                    rest = &rest[length..];
-                }
-            }
-        }
-        columns
-    }
-}
-
-/// `pg_temp_7.f` -> `pg_temp.f`: the number is the backend's.
-fn without_temp_number(text: &str) -> String {
-    let mut parts = text.split("pg_temp_");
-    let mut out = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        out += "pg_temp";
-        out += part.trim_start_matches(|c: char| c.is_ascii_digit());
-    }
-    out
-}
-
-fn printable(bytes: &[u8]) -> String {
-    let digest = |bytes: &[u8]| Sha256::digest(bytes)[..4].iter().fold(0u32, |n, &b| n << 8 | u32::from(b));
-    if bytes.len() > 400 {
-        format!("<{} bytes, {:08x}>", bytes.len(), digest(bytes))
-    } else {
-        bytes.escape_ascii().to_string()
     }
 }
 
@@ -321,7 +200,7 @@ pub(crate) type Rows = Vec<Vec<Option<String>>>;
 pub(crate) struct Wire {
     stream: Stream,
     inbox: Vec<u8>,
-    /// ParameterStatus as last heard.
+    /// `ParameterStatus` as last heard.
     pub(crate) parameters: BTreeMap<String, String>,
     /// Process id and cancel key.
     pub(crate) key: Option<(u32, Vec<u8>)>,
@@ -385,7 +264,7 @@ impl Wire {
         Some(Sha256::digest(tls.conn.peer_certificates()?.first()?).to_vec())
     }
 
-    /// Answers whatever authentication is asked for, until ReadyForQuery, a FATAL error or the end. `plus` prefers
+    /// Answers whatever authentication is asked for, until `ReadyForQuery`, a FATAL error or the end. `plus` prefers
     /// SCRAM-SHA-256-PLUS. Returns the frames and what ended them.
     pub(crate) fn authenticate(&mut self, login: &Login, plus: bool) -> (Vec<Frame>, Next) {
         let mut scram: Option<ScramSha256> = None;
@@ -393,7 +272,7 @@ impl Wire {
         loop {
             let frame = match self.next(PATIENCE) {
                 Next::Frame(frame) => frame,
-                end => return (seen, end),
+                end @ (Next::Quiet | Next::Eof) => return (seen, end),
             };
             seen.push(frame.clone());
             match frame.kind {
@@ -429,7 +308,7 @@ impl Wire {
                 self.send(&frames::frame(b'p', &message));
             }
             12 => {
-                scram.as_mut().expect("SASL began").finish(&body[4..]).expect("the server knows the secret")
+                scram.as_mut().expect("SASL began").finish(&body[4..]).expect("the server knows the secret");
             }
             _ => {}
         }
@@ -467,7 +346,7 @@ impl Wire {
         }
     }
 
-    /// One byte that is no frame: the answer to SSLRequest or GSSENCRequest. `None`: closed or silent.
+    /// One byte that is no frame: the answer to `SSLRequest` or `GSSENCRequest`. `None`: closed or silent.
     pub(crate) fn byte(&mut self) -> Option<u8> {
         if self.inbox.is_empty() {
             self.fill(PATIENCE);
@@ -484,9 +363,8 @@ impl Wire {
             }
             match self.fill(end.saturating_duration_since(Instant::now())) {
                 Some(0) => return Next::Eof,
-                Some(_) => {}
                 None if Instant::now() >= end => return Next::Quiet,
-                None => {}
+                Some(_) | None => {}
             }
         }
     }
@@ -515,7 +393,7 @@ impl Wire {
         Some(frame)
     }
 
-    /// Frames up to the `n`th ReadyForQuery or the end.
+    /// Frames up to the `n`th `ReadyForQuery` or the end.
     pub(crate) fn until_ready(&mut self, n: usize) -> Result<Vec<Frame>, DbError> {
         let mut seen = Vec::new();
         let mut ready = 0;
@@ -563,7 +441,7 @@ impl Wire {
         }
     }
 
-    /// Sends a CancelRequest for this connection, as libpq does, and waits until the server closes that socket.
+    /// Sends a `CancelRequest` for this connection, as libpq does, and waits until the server closes that socket.
     pub(crate) fn cancel(&self) {
         let (pid, key) = self.key.as_ref().expect("logged in");
         cancel(self.port, *pid, key);
@@ -598,15 +476,10 @@ impl Wire {
     }
 }
 
-/// Sends a CancelRequest and waits for the end of its socket. Returns the bytes that came back; there must be none.
+/// Sends a `CancelRequest` and waits for the end of its socket. Returns the bytes that came back; there must be none.
 pub(crate) fn cancel(port: u16, pid: u32, key: &[u8]) -> usize {
     let mut wire = Wire::open(port, Cut::Whole).expect("the server listens");
     wire.send(&frames::cancel_request(pid, key));
     while !matches!(wire.fill(PATIENCE), None | Some(0)) {}
     wire.inbox.len()
-}
-
-/// Golden form of a transcript: `1 2 T D C[SELECT_1] ZI`.
-pub(crate) fn short(frames: &[Frame]) -> String {
-    frames.iter().map(Frame::short).collect::<Vec<_>>().join(" ")
 }
