@@ -34,7 +34,7 @@ pub type Lookup =
 pub struct Shared {
     /// The configuration in force; the reload path stores the next one.
     pub config: Arc<ArcSwap<Config>>,
-    /// Our certificate; `None` answers `N` to an SSLRequest. The reload path stores the next one.
+    /// Our certificate; `None` answers `N` to an `SSLRequest`. The reload path stores the next one.
     pub tls: Arc<ArcSwapOption<tls::ServerTls>>,
     /// Clients and logins at this moment.
     pub limits: Arc<limits::Limits>,
@@ -89,7 +89,7 @@ pub struct Counters {
     pub refusals: AtomicU64,
     /// Logins cut off by `timeouts.client_login`.
     pub timeouts: AtomicU64,
-    /// Unencrypted bytes behind an SSLRequest or GSSENCRequest: a broken client or a man in the middle.
+    /// Unencrypted bytes behind an `SSLRequest` or `GSSENCRequest`: a broken client or a man in the middle.
     pub stuffed: AtomicU64,
     /// TLS handshakes that failed.
     pub tls_failures: AtomicU64,

@@ -26,7 +26,7 @@ use crate::{
 
 /// Bytes of one message until the login is over.
 const MAX_MESSAGE: usize = 64 * 1024;
-/// ParameterStatus messages, and as many notices.
+/// `ParameterStatus` messages, and as many notices.
 const MAX_REPORTS: usize = 1000;
 /// Bytes of all of them together.
 const MAX_REPORT_BYTES: usize = 1024 * 1024;
@@ -57,16 +57,16 @@ pub struct Established {
     pub key: Vec<u8>,
     /// Minor version of protocol 3 that the server agreed to.
     pub minor: u16,
-    /// Whole NoticeResponse frames that came during login.
+    /// Whole `NoticeResponse` frames that came during login.
     pub notices: Vec<Vec<u8>>,
-    /// Bytes behind ReadyForQuery (a notice of a server that shuts down); nearly always empty.
+    /// Bytes behind `ReadyForQuery` (a notice of a server that shuts down); nearly always empty.
     pub rest: Vec<u8>,
 }
 
 /// Why there is no server connection.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// The server refused: its whole ErrorResponse frame, to be passed on as it is.
+    /// The server refused: its whole `ErrorResponse` frame, to be passed on as it is.
     #[error("the server refused the login: {}", error_text(.0))]
     Server(Vec<u8>),
     /// No connection, or it broke.
@@ -86,12 +86,12 @@ pub enum LoginError {
     Refused(&'static str),
 }
 
-/// SQLSTATE and message of an ErrorResponse frame; empty where it has none.
+/// SQLSTATE and message of an `ErrorResponse` frame; empty where it has none.
 pub fn error_text(frame: &[u8]) -> String {
     format!("{} {}", error_field(frame, b'C'), error_field(frame, b'M'))
 }
 
-/// One field of an ErrorResponse or NoticeResponse frame; empty when it is not there or not text.
+/// One field of an `ErrorResponse` or `NoticeResponse` frame; empty when it is not there or not text.
 pub fn error_field(frame: &[u8], code: u8) -> &str {
     let body = frame.get(5..).unwrap_or_default();
     let field = body.split(|&b| b == 0).find(|field| field.first() == Some(&code));
@@ -186,9 +186,10 @@ fn startup_message(
         }
         body.put_u8(0);
     });
-    match fits && out.len() <= MAX_STARTUP + 4 {
-        true => Ok(out),
-        false => Err(LoginError::Refused("the startup parameters do not fit into a startup message")),
+    if fits && out.len() <= MAX_STARTUP + 4 {
+        Ok(out)
+    } else {
+        Err(LoginError::Refused("the startup parameters do not fit into a startup message"))
     }
 }
 
@@ -241,7 +242,7 @@ impl<'a> Login<'a> {
         Ok(())
     }
 
-    /// Up to and with AuthenticationOk.
+    /// Up to and with `AuthenticationOk`.
     async fn authenticate(&mut self) -> Result<(), LoginError> {
         // One method per login: a server that asks again and again would never be done.
         let mut asked = false;
@@ -275,7 +276,7 @@ impl<'a> Login<'a> {
         }
     }
 
-    /// NegotiateProtocolVersion: an older server that says so. It knows none of our options since we send none.
+    /// `NegotiateProtocolVersion`: an older server that says so. It knows none of our options since we send none.
     fn negotiate(&mut self, mut body: BytesMut) -> Result<(), LoginError> {
         let version = body.try_get_u32().map_err(|_| protocol("short NegotiateProtocolVersion"))?;
         let count = body.try_get_u32().map_err(|_| protocol("short NegotiateProtocolVersion"))?;
@@ -320,8 +321,10 @@ impl<'a> Login<'a> {
             ),
             Credentials::Secret(Secret::Md5(hash)) => {
                 let hex = hash.strip_prefix("md5").unwrap_or_default();
-                let digest = Md5::new().chain_update(hex).chain_update(salt).finalize();
-                digest.iter().fold("md5".to_owned(), |text, b| format!("{text}{b:02x}"))
+                format!(
+                    "md5{}",
+                    crate::frontend::auth::hex(&Md5::new().chain_update(hex).chain_update(salt).finalize())
+                )
             }
             Credentials::Secret(Secret::ScramVerifier(_) | Secret::None)
             | Credentials::ScramClientKey { .. } => {
@@ -379,7 +382,7 @@ impl<'a> Login<'a> {
         }
     }
 
-    /// From AuthenticationOk to ReadyForQuery.
+    /// From `AuthenticationOk` to `ReadyForQuery`.
     async fn until_ready(mut self) -> Result<Established, LoginError> {
         let mut parameter_status = Vec::new();
         let (mut process_id, mut key) = (0, Vec::new());
@@ -491,7 +494,10 @@ mod tests {
             (vec![message(b'R', b"\0\0\0\x0aFOO\0\0")], "the server offers no SASL mechanism"),
             (vec![message(b'R', b"\0\0\0\x0a")], "the server offers no SASL mechanism"),
             (vec![sasl.clone(), ok.clone()], "the server broke the protocol: unexpected message in a SASL"),
-            (vec![sasl.clone(), bomb], "the server broke the protocol: the server"),
+            (
+                vec![sasl.clone(), bomb],
+                "the server broke the protocol: malformed SCRAM message: the server's nonce",
+            ),
             (vec![sasl, message(b'R', b"\0\0\0\x0b\xff")], "the server broke the protocol: malformed SCRAM"),
             (vec![message(b'Z', b"I")], "the server broke the protocol: message type 0x5a before"),
             (

@@ -104,7 +104,7 @@ pub(super) struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// Asks for proof and checks it. AuthenticationOk is left to the caller.
+    /// Asks for proof and checks it. `AuthenticationOk` is left to the caller.
     pub(super) async fn prove(&self, conn: &mut Buffered) -> Result<Credentials, Refusal> {
         let secret = self.secret().await?;
         let result = match (self.config.auth.method, secret) {
@@ -241,7 +241,7 @@ impl Claim<'_> {
         Ok(key)
     }
 
-    /// Reads SASLInitialResponse: did the client choose PLUS, and its client-first.
+    /// Reads `SASLInitialResponse`: did the client choose PLUS, and its client-first.
     async fn initial_response(&self, conn: &mut Buffered) -> Result<(bool, Vec<u8>), Refusal> {
         conn.flush().await.map_err(ReadError::Io)?;
         let mut body = self.answer(conn, MAX_SASL, "SASL").await?;
@@ -325,7 +325,8 @@ fn protocol(message: impl Into<String>) -> Refusal {
     ClientError::fatal("08P01", message).into()
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut text, b| {
         let _ = write!(text, "{b:02x}");

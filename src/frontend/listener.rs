@@ -211,7 +211,7 @@ mod tests {
 
     #[tokio::test]
     async fn sockets_of_every_kind_until_shutdown() {
-        let suffix: String = random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let suffix: String = crate::frontend::auth::hex(&random::<8>());
         let directory = std::env::temp_dir().join(format!("crossfade-listen-{suffix}"));
         fs::create_dir(&directory).unwrap();
         let addresses = vec!["127.0.0.1:0".parse().unwrap(), "[::1]:0".parse().unwrap()];
@@ -242,7 +242,8 @@ mod tests {
             })
             .await
             .unwrap();
-            assert_eq!(count.get(), 1, "{address:?}");
+            // The refused attempt to bind has knocked at the Unix socket too.
+            assert!((1..=2).contains(&count.get()), "{address:?} {}", count.get());
         }
         assert!(!path.exists(), "the socket file goes with its listener");
         fs::remove_dir_all(&directory).unwrap();

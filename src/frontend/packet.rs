@@ -17,22 +17,22 @@ const NEWEST_MINOR: u32 = 2;
 /// The first packet of a connection, or the one after a `N` or `S`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Packet {
-    /// SSLRequest.
+    /// `SSLRequest`.
     Tls,
-    /// GSSENCRequest.
+    /// `GSSENCRequest`.
     Gss,
-    /// CancelRequest.
+    /// `CancelRequest`.
     Cancel {
-        /// As given to the client in BackendKeyData.
+        /// As given to the client in `BackendKeyData`.
         process_id: i32,
         /// 1 to 256 bytes.
         key: Vec<u8>,
     },
-    /// StartupMessage.
+    /// `StartupMessage`.
     Startup(Parameters),
 }
 
-/// A StartupMessage, taken apart.
+/// A `StartupMessage`, taken apart.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Parameters {
     /// Role name; empty when the client gave none, which is refused after `negotiate` was sent.
@@ -43,11 +43,11 @@ pub struct Parameters {
     pub others: Vec<(String, String)>,
     /// Minor version to go on with: 0 or 2.
     pub minor: u16,
-    /// NegotiateProtocolVersion to send before anything else, when one is due.
+    /// `NegotiateProtocolVersion` to send before anything else, when one is due.
     pub negotiate: Option<Negotiate>,
 }
 
-/// The NegotiateProtocolVersion that a client must get.
+/// The `NegotiateProtocolVersion` that a client must get.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Negotiate {
     minor: u32,
@@ -137,7 +137,7 @@ fn parameters(mut rest: &[u8], minor: u32) -> Result<Parameters, Refusal> {
         match name {
             // Postgres cleans this one itself; every other must be text that we can log, compare and pass on.
             b"application_name" => {
-                found.others.push((text(name)?, String::from_utf8_lossy(value).into_owned()))
+                found.others.push((text(name)?, String::from_utf8_lossy(value).into_owned()));
             }
             b"user" => found.user = text(value)?,
             b"database" => found.database = text(value)?,
@@ -232,9 +232,9 @@ mod tests {
             (0x30000, b"user\0u\0\0", "u u 0  -"),
             (0x30001, b"user\0u\0\0", "u u 0  -"),
             (0x30002, b"user\0u\0\0", "u u 2  -"),
-            (0x3270f, b"user\0u\0_pq_.x\01\0\0", "u u 2  760000001300030002000000015f70715f2e7800"),
+            (0x3270f, b"user\0u\0_pq_.x\x001\0\0", "u u 2  760000001300030002000000015f70715f2e7800"),
             (0x3270f, b"user\0u\0\0", "u u 2  760000000c0003000200000000"),
-            (0x30000, b"user\0u\0_pq_.x\01\0\0", "u u 0  760000001300030000000000015f70715f2e7800"),
+            (0x30000, b"user\0u\0_pq_.x\x001\0\0", "u u 0  760000001300030000000000015f70715f2e7800"),
             (0x30000, b"user\0u\0application_name\0a\xffb\0\0", "u u 0 [application_name=a\u{fffd}b] -"),
             (0x30000, b"\0", "  0  -"),
             (0x30000, b"user\0\0database\0d\0\0", " d 0  -"),
@@ -251,10 +251,11 @@ mod tests {
         ] {
             let shown = match parse(&packet(version, body), true, true) {
                 Ok(Packet::Startup(p)) => {
-                    let others: String = p.others.iter().map(|(k, v)| format!("[{k}={v}]")).collect();
+                    let others: Vec<String> = p.others.iter().map(|(k, v)| format!("[{k}={v}]")).collect();
+                    let others = others.concat();
                     let mut out = BytesMut::new();
                     p.negotiate.iter().for_each(|n| n.encode(&mut out));
-                    let hex: String = out.iter().map(|b| format!("{b:02x}")).collect();
+                    let hex = crate::frontend::auth::hex(&out);
                     let hex = if hex.is_empty() { "-" } else { &hex };
                     format!("{} {} {} {others} {hex}", p.user, p.database, p.minor)
                 }

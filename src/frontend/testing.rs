@@ -104,7 +104,7 @@ pub(crate) fn shared(config: Config, lookup: Option<Lookup>) -> Arc<Shared> {
     Arc::new(Shared::new(Arc::new(ArcSwap::from_pointee(config)), Arc::new(ArcSwapOption::new(tls)), lookup))
 }
 
-/// Listens on loopback and leads every connection through [`accept`]; a client gets what follows AuthenticationOk, and
+/// Listens on loopback and leads every connection through [`accept`]; a client gets what follows `AuthenticationOk`, and
 /// its login goes to the receiver. Ends with the test.
 pub(crate) async fn serve(shared: Arc<Shared>) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Login>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -152,7 +152,7 @@ impl Drop for Certificates {
 impl Certificates {
     /// Makes an authority in `ca.crt`.
     pub(crate) fn new() -> Self {
-        let random: String = crate::wire::scram::random::<8>().iter().map(|b| format!("{b:02x}")).collect();
+        let random: String = super::auth::hex(&crate::wire::scram::random::<8>());
         let directory = std::env::temp_dir().join(format!("crossfade-test-{random}"));
         std::fs::create_dir(&directory).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();

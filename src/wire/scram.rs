@@ -34,7 +34,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// The password goes through SASLprep where it can, as Postgres does. Costs about 1 ms per 4096 iterations: not on
+    /// The password goes through `SASLprep` where it can, as Postgres does. Costs about 1 ms per 4096 iterations: not on
     /// the event loop. `None` without iterations or above [`MAX_ITERATIONS`].
     pub fn derive(password: &str, salt: &[u8], iterations: u32) -> Option<Self> {
         if iterations == 0 || iterations > MAX_ITERATIONS {
@@ -169,12 +169,11 @@ impl Server {
         let proof = decode_key(proof).ok_or(Malformed("Malformed proof in client-final-message."))?;
         let expected = STANDARD.encode([self.gs2.as_bytes(), &self.binding].concat());
         if !bool::from(expected.as_bytes().ct_eq(channel.as_bytes())) {
-            return Err(match self.binding.is_empty() {
-                true => Violation {
-                    message: "unexpected SCRAM channel-binding attribute in client-final-message",
-                    detail: "",
-                },
-                false => ScramError::Binding,
+            return Err(if self.binding.is_empty() {
+                let message = "unexpected SCRAM channel-binding attribute in client-final-message";
+                Violation { message, detail: "" }
+            } else {
+                ScramError::Binding
             });
         }
         if nonce != self.nonce {
