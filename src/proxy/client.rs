@@ -140,7 +140,11 @@ impl Client {
     pub(super) fn pin(&self, why: Pin) {
         if self.shared.mode == PoolMode::Transaction && self.shared.pinned.get().is_none() {
             self.shared.pinned.set(Some(why));
-            tracing::debug!(client = self.id(), reason = why.name(), "session is pinned to its server connection");
+            tracing::debug!(
+                client = self.id(),
+                reason = why.name(),
+                "session is pinned to its server connection"
+            );
         }
     }
 
@@ -338,7 +342,9 @@ impl Client {
     /// commit half.
     async fn fail_block(&mut self) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
-        let Some(server) = self.txn.side.and_then(|side| self.servers[side.index()].as_mut()) else { return Ok(()) };
+        let Some(server) = self.txn.side.and_then(|side| self.servers[side.index()].as_mut()) else {
+            return Ok(());
+        };
         // Fails in every block, and does nothing else.
         let _ = server.query("ROLLBACK TO SAVEPOINT \"crossfade refused a statement\"", &shard.buffers).await;
         self.txn.status = server.status;
@@ -425,7 +431,6 @@ impl Client {
             }
         });
     }
-
 }
 
 /// What a client is told when it is ended from outside.

@@ -136,7 +136,11 @@ impl Client {
     }
 
     /// The statement that an SQL-level PREPARE makes. `text` is the whole of it.
-    pub(super) fn prepare_sql(&self, text: &[u8], inner: &crate::statement::Statement) -> Option<Rc<Statement>> {
+    pub(super) fn prepare_sql(
+        &self,
+        text: &[u8],
+        inner: &crate::statement::Statement,
+    ) -> Option<Rc<Statement>> {
         let span = prepared::name_span(text)?;
         let plan = Plan { statements: vec![inner.clone()], literal_dependent: true, fingerprint: 0 };
         Some(Rc::new(Prepared {

@@ -131,7 +131,11 @@ impl Client {
 
     fn interrupted(&mut self, signal: Signal) -> Result<(), Broken> {
         match signal {
-            Signal::Drain | Signal::Cancel | Signal::ClientIdle | Signal::IdleTransaction | Signal::QueryWait => {
+            Signal::Drain
+            | Signal::Cancel
+            | Signal::ClientIdle
+            | Signal::IdleTransaction
+            | Signal::QueryWait => {
                 if signal != Signal::Drain {
                     self.shared.clear_signal();
                 }
@@ -240,7 +244,8 @@ impl Client {
         match message {
             Backend::Ready => {
                 let status = body.first().and_then(|&b| Status::from_byte(b));
-                let status = status.ok_or_else(|| Broken::Server("an unknown transaction status".to_owned()))?;
+                let status =
+                    status.ok_or_else(|| Broken::Server("an unknown transaction status".to_owned()))?;
                 server.status = status;
                 self.txn.status = status;
             }
@@ -249,7 +254,9 @@ impl Client {
                 let severity = frame::error_field(body, b'V').or_else(|| frame::error_field(body, b'S'));
                 flight.fatal = severity.is_some_and(|s| s == b"FATAL" || s == b"PANIC");
                 if flight.fatal && flight.retryable && !flight.answered {
-                    return Err(Broken::Server(crate::backend::server::error_text(&server.conn.input[range])));
+                    return Err(Broken::Server(crate::backend::server::error_text(
+                        &server.conn.input[range],
+                    )));
                 }
             }
             Backend::CommandComplete => {
@@ -387,7 +394,11 @@ impl Client {
                 }
                 Frontend::FunctionCall => self.pipeline.sent(Expect::Function),
                 Frontend::Flush | Frontend::Password => {}
-                Frontend::Bind | Frontend::Close | Frontend::Describe | Frontend::Execute | Frontend::Parse => {
+                Frontend::Bind
+                | Frontend::Close
+                | Frontend::Describe
+                | Frontend::Execute
+                | Frontend::Parse => {
                     self.continue_batch(length, server, flight)?;
                     continue;
                 }

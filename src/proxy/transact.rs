@@ -1,10 +1,6 @@
 //! One unit: where it runs, on which connection, and what it leaves behind.
 
-use std::{
-    future::poll_fn,
-    rc::Rc,
-    time::Instant,
-};
+use std::{future::poll_fn, rc::Rc, time::Instant};
 
 use super::{
     client::{Client, End, Unit, last_words},
@@ -149,7 +145,9 @@ impl Client {
             )
             .hint("Send a Sync before statements of another repository.")
             .into()),
-            Decision::Refuse(refusal) => Err(ClientError { fatal: true, ..ClientError::from(&refusal) }.into()),
+            Decision::Refuse(refusal) => {
+                Err(ClientError { fatal: true, ..ClientError::from(&refusal) }.into())
+            }
         }
     }
 
@@ -380,7 +378,12 @@ impl Client {
     }
 
     /// Simple queries that name prepared statements. `true` when the query was rewritten and sent.
-    async fn send_named(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<bool, SendError> {
+    async fn send_named(
+        &mut self,
+        length: usize,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<bool, SendError> {
         let shard = Rc::clone(&self.shard);
         let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) else { return Ok(false) };
         let entry = shard.plan(text, &self.context, &self.current);
@@ -404,11 +407,9 @@ impl Client {
                     }
                     _ => {
                         self.make_known(name.as_bytes(), server).await?;
-                        self.registry
-                            .get(name.as_bytes())
-                            .map_or(name.clone().into_bytes(), |s| {
-                                s.server_name(name.as_bytes(), self.naming()).into_owned()
-                            })
+                        self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
+                            s.server_name(name.as_bytes(), self.naming()).into_owned()
+                        })
                     }
                 };
                 return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
@@ -425,7 +426,14 @@ impl Client {
         Ok(self.send_renamed(&text, &name, &new, length, server))
     }
 
-    fn send_renamed(&mut self, text: &[u8], old: &[u8], new: &[u8], length: usize, server: &mut Server) -> bool {
+    fn send_renamed(
+        &mut self,
+        text: &[u8],
+        old: &[u8],
+        new: &[u8],
+        length: usize,
+        server: &mut Server,
+    ) -> bool {
         if old == new {
             return false;
         }
@@ -501,8 +509,9 @@ impl Client {
     async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
         let shard = Rc::clone(&self.shard);
         let failed = |what: String| {
-            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}"))
-                .hint("Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.")
+            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}")).hint(
+                "Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.",
+            )
         };
         let refused = |r: Refused| match r {
             Refused::Server(frame) => failed(crate::backend::server::error_text(&frame)),
@@ -565,7 +574,10 @@ impl Client {
         if readable && !self.unread.is_empty() && (idle && !self.keeps_servers() || self.names_moved()) {
             let names = self.unread.clone();
             if let Err(e) = self.read_settings(&mut server).await {
-                return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
+                return Err(End::Error(ClientError::fatal(
+                    "08006",
+                    format!("lost the {}: {e}", server.side),
+                )));
             }
             if !idle {
                 self.unread = names; // the block may still be rolled back: read again at its end
@@ -595,7 +607,8 @@ impl Client {
     fn note_effects(&mut self, survey: &Survey, server: &mut Server) {
         for entry in &survey.executed {
             for statement in &entry.plan.statements {
-                server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_)) || !statement.functions.is_empty();
+                server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_))
+                    || !statement.functions.is_empty();
                 for effect in &statement.effects {
                     self.note_effect(effect, server.side);
                 }
