@@ -99,20 +99,19 @@ impl Client {
             // Only what the client takes is read: a slow reader holds back the server, not our memory.
             if self.conn.output.is_empty() {
                 match server.conn.poll_fill(cx, buffers) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.server_ended(None))),
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(self.server_ended(Some(&e)))),
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(server_ended(None))),
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(server_ended(Some(&e)))),
                     Poll::Ready(Ok(_)) => {
                         self.scan(server, flight)?;
-                        if self.pipeline.is_idle() {
-                            return Poll::Ready(Ok(()));
-                        }
                         progress = true;
                     }
-                    Poll::Pending => {
-                        if let Some(e) = write_error {
-                            return Poll::Ready(Err(self.server_ended(Some(&e))));
-                        }
+                    Poll::Pending if write_error.is_some() => {
+                        return Poll::Ready(Err(server_ended(write_error.as_ref())));
                     }
+                    Poll::Pending => {}
+                }
+                if progress && self.pipeline.is_idle() {
+                    return Poll::Ready(Ok(()));
                 }
             }
             progress |= self.poll_client(cx, server, flight)?;
@@ -123,10 +122,6 @@ impl Client {
                 return Poll::Pending;
             }
         }
-    }
-
-    fn server_ended(&self, error: Option<&io::Error>) -> Broken {
-        Broken::Server(error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string))
     }
 
     fn interrupted(&mut self, signal: Signal) -> Result<(), Broken> {
@@ -413,6 +408,10 @@ impl Client {
         self.stay_on(server.side, &survey)?;
         self.translate(length, survey, server, flight)
     }
+}
+
+fn server_ended(error: Option<&io::Error>) -> Broken {
+    Broken::Server(error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string))
 }
 
 /// What a client may send ahead of its turn before it is no longer read.

@@ -55,12 +55,15 @@ pub(super) struct Shard {
     pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
-    pub(super) stats: RefCell<HashMap<(Rc<str>, Side), Rc<Stats>>>,
+    pub(super) stats: RefCell<StatsByUser>,
     interned: RefCell<Interned>,
     current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
     chance: Cell<u64>,
 }
+
+/// Totals of each user on each side.
+type StatsByUser = HashMap<(Rc<str>, Side), Rc<Stats>>;
 
 /// Statements by text and raw parameter types.
 type Interned = HashMap<(Box<[u8]>, Box<[u8]>), Weak<Statement>>;
@@ -160,7 +163,7 @@ impl Shard {
             pool.credentials.replace(credentials);
             return Rc::clone(pool);
         }
-        let share = self.global.budgets.share(key.side, &key.user);
+        let budget = self.global.budgets.share(key.side, &key.user);
         let shard = Rc::downgrade(self);
         let connect = Rc::new(move |pool, permit| -> std::pin::Pin<Box<dyn Future<Output = _>>> {
             let shard = shard.upgrade();
@@ -171,12 +174,12 @@ impl Shard {
                 }
             })
         });
-        let pool = Pool::new(key.clone(), credentials, share, connect);
+        let pool = Pool::new(key.clone(), credentials, budget, connect);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
         pool
     }
 
-    pub(super) fn pool_limits(&self, user: &str, config: &Config) -> PoolLimits {
+    pub(super) fn pool_limits(user: &str, config: &Config) -> PoolLimits {
         let size = config.auth.users.get(user).and_then(|u| u.pool_size).unwrap_or(config.pool.size);
         PoolLimits {
             user: size,
@@ -210,7 +213,11 @@ impl Shard {
                 tracing::warn!(%side, user = %key.user, %error, "could not open a server connection");
                 return Err(match error {
                     login::LoginError::Server(frame) => Refused::Server(frame.into()),
-                    other => unreachable(other.to_string()),
+                    login::LoginError::Io(_)
+                    | login::LoginError::Timeout
+                    | login::LoginError::Tls(_)
+                    | login::LoginError::Protocol(_)
+                    | login::LoginError::Refused(_) => unreachable(error.to_string()),
                 });
             }
         };
@@ -477,7 +484,14 @@ fn op(footprint: &Footprint) -> Op {
         Class::Control(_) => Op::Tx,
         _ if footprint.is_write() => Op::Write,
         Class::Read | Class::Introspection | Class::Cursor => Op::Read,
-        _ => Op::Other,
+        Class::Empty
+        | Class::Local
+        | Class::Session
+        | Class::Locking
+        | Class::Utility
+        | Class::Write
+        | Class::Code
+        | Class::Unknown(_) => Op::Other,
     }
 }
 

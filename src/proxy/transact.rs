@@ -7,6 +7,7 @@ use super::{
     extended::Survey,
     plans::Entry,
     relay::{Broken, Flight},
+    shard::Shard,
     shared::{Activity, Running, Signal},
 };
 use crate::{
@@ -162,10 +163,8 @@ impl Client {
             let mut flight = Flight { retryable: choice.fallback.is_some(), ..Flight::default() };
             let mut server = match self.checkout(choice.side).await {
                 Ok(server) => server,
-                Err(refused) => match self.fall_back(&mut choice, &refused) {
-                    true => continue,
-                    false => return self.not_served(choice.side, refused, unit).await,
-                },
+                Err(refused) if self.fall_back(&mut choice, &refused) => continue,
+                Err(refused) => return self.not_served(choice.side, refused, unit).await,
             };
             let broken = match self.send(unit, length, survey, &mut server, &mut flight).await {
                 Ok(sent) => {
@@ -180,7 +179,7 @@ impl Client {
             };
             match broken {
                 None => {
-                    self.observe(&choice, &flight, began);
+                    self.observe(&choice, &flight, began, std::mem::take(&mut server.conn.traffic));
                     return self.finish(server, &flight, &survey, choice.footprint.as_deref()).await;
                 }
                 Some(Broken::Client(end)) => {
@@ -262,16 +261,18 @@ impl Client {
     /// The connection that runs this client's statements on `side`, with the client's settings.
     async fn checkout(&mut self, side: Side) -> Result<Box<Server>, Refused> {
         let shard = Rc::clone(&self.shard);
-        let mut server = match self.servers[side.index()].take() {
-            Some(server) => server,
-            None => {
-                self.shared.activity.set(Activity::Waiting);
-                let limits = shard.pool_limits(&self.shared.user, &self.current.config);
-                let wait = self.current.config.timeouts.query_wait;
-                let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
-                self.shared.activity.set(Activity::Active);
-                server?
-            }
+        let held = self.servers[side.index()].take();
+        let mut server = if let Some(server) = held {
+            server
+        } else {
+            self.shared.activity.set(Activity::Waiting);
+            let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
+            let wait = self.current.config.timeouts.query_wait;
+            let began = Instant::now();
+            let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
+            self.shared.activity.set(Activity::Active);
+            self.stats[side.index()].wait(began.elapsed());
+            server?
         };
         let io = |e: QueryError| Refused::Unreachable(e.to_string().into());
         if server.last_client != self.id() {
@@ -396,29 +397,27 @@ impl Client {
             self.await_tags(&entry.plan, None, flight);
             return Ok(false);
         };
-        let name = match &only.kind {
-            Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => name.clone().into_bytes(),
-            Kind::Prepare { name, .. } => {
-                self.await_tags(&entry.plan, Some(&text), flight);
-                let taken = self.registry.get(name.as_bytes()).is_some();
-                let new = match flight.awaited.front() {
-                    Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
-                        statement.server_name(name, self.naming()).into_owned()
-                    }
-                    _ => {
-                        self.make_known(name.as_bytes(), server).await?;
-                        self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
-                            s.server_name(name.as_bytes(), self.naming()).into_owned()
-                        })
-                    }
-                };
-                return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
-            }
-            _ => {
-                self.await_tags(&entry.plan, Some(&text), flight);
-                return Ok(false);
-            }
+        if let Kind::Prepare { name, .. } = &only.kind {
+            self.await_tags(&entry.plan, Some(&text), flight);
+            let taken = self.registry.get(name.as_bytes()).is_some();
+            let new = match flight.awaited.front() {
+                Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
+                    statement.server_name(name, self.naming()).into_owned()
+                }
+                _ => {
+                    self.make_known(name.as_bytes(), server).await?;
+                    self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
+                        s.server_name(name.as_bytes(), self.naming()).into_owned()
+                    })
+                }
+            };
+            return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
+        }
+        let (Kind::Execute { name } | Kind::Deallocate { name: Some(name) }) = &only.kind else {
+            self.await_tags(&entry.plan, Some(&text), flight);
+            return Ok(false);
         };
+        let name = name.clone().into_bytes();
         self.make_known(&name, server).await?;
         self.await_tags(&entry.plan, Some(&text), flight);
         let Some(statement) = self.registry.get(&name) else { return Ok(false) };
@@ -686,11 +685,7 @@ impl Client {
                 }
                 Kind::Transaction(_) => self.note_prologue(survey),
                 Kind::Local => {
-                    for effect in &statement.effects {
-                        if let Effect::LocalSetting { name, value } = effect {
-                            self.note_mode(name, value.as_deref());
-                        }
-                    }
+                    statement.effects.iter().for_each(|effect| self.note_mode(effect));
                     self.note_prologue(survey);
                 }
                 // Not repeated if the block moved, so it must not move.
@@ -714,8 +709,9 @@ impl Client {
         }
     }
 
-    fn note_mode(&mut self, name: &str, value: Option<&str>) {
-        match (name, value) {
+    fn note_mode(&mut self, effect: &Effect) {
+        let Effect::LocalSetting { name, value } = effect else { return };
+        match (name.as_str(), value.as_deref()) {
             ("transaction_isolation", Some("read committed" | "read uncommitted")) => {
                 self.txn.isolation = Some(Isolation::ReadCommitted);
             }
@@ -757,9 +753,15 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&self, choice: &Choice, flight: &Flight, began: Instant) {
+    fn observe(&self, choice: &Choice, flight: &Flight, began: Instant, traffic: [u64; 2]) {
+        let took = began.elapsed();
+        let stats = &self.stats[choice.side.index()];
+        stats.query(took, flight.sqlstate.is_some(), traffic);
+        if self.txn.status == Status::Idle {
+            stats.transaction(self.shared.transaction_since.get().map_or(took, |since| since.elapsed()));
+        }
         if let Some(footprint) = &choice.footprint {
-            self.shard.count_query(footprint, choice.side, began.elapsed(), flight.sqlstate.as_ref());
+            self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
         }
     }
 }
@@ -777,9 +779,7 @@ fn is_prologue(entry: &Rc<Entry>) -> bool {
 
 fn names_statement(statement: &crate::statement::Statement) -> bool {
     let discards = || statement.effects.contains(&Effect::DiscardAll);
-    match statement.kind {
-        Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. } => true,
-        Kind::Session => discards(),
-        _ => false,
-    }
+    let names =
+        matches!(statement.kind, Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. });
+    names || statement.kind == Kind::Session && discards()
 }

@@ -268,7 +268,8 @@ mod tests {
 
     #[test]
     fn headers() {
-        let cases: &[(&[u8], Result<Option<(u8, usize)>, ()>)] = &[
+        type Case = (&'static [u8], Result<Option<(u8, usize)>, ()>);
+        let cases: &[Case] = &[
             (b"", Ok(None)),
             (b"Q\0\0\0", Ok(None)),
             (b"S\0\0\0\x04", Ok(Some((b'S', 5)))),
