@@ -60,10 +60,9 @@ pub(super) struct Plans {
     contexts: Vec<Rc<SearchContext>>,
     next_context: u32,
     generation: u64,
-    /// Lookups that found a plan, and those that had to read the text.
-    pub(super) hits: u64,
-    /// See `hits`.
-    pub(super) misses: u64,
+    /// Lookups that found a plan, and those that had to read the text, since they were counted last.
+    hits: u64,
+    misses: u64,
 }
 
 /// Limits of the cache and of the analysis.
@@ -145,6 +144,11 @@ impl Plans {
             self.exact.insert((context.number, sql), &entry, quarter, &self.hasher);
         }
         entry
+    }
+
+    /// Lookups that found a plan, and those that did not, since the last call.
+    pub(super) fn take_lookups(&mut self) -> [u64; 2] {
+        [std::mem::take(&mut self.hits), std::mem::take(&mut self.misses)]
     }
 
     /// Entries and bytes, for metrics.

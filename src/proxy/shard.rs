@@ -427,7 +427,11 @@ impl Shard {
             let counts = pool.counts();
             Rc::strong_count(pool) > 2 || counts.idle + counts.active + counts.opening + counts.waiting > 0
         });
-        let plans = self.plans.borrow();
+        let mut plans = self.plans.borrow_mut();
+        let [hits, misses] = plans.take_lookups();
+        let hot = self.hot.borrow();
+        hot.plan_cache_hits.increment(hits);
+        hot.plan_cache_misses.increment(misses);
         self.global.plan_sizes.store(self.index, plans.size());
     }
 
@@ -460,6 +464,15 @@ impl Shard {
         if let Some(sqlstate) = error {
             hot.error(repository(footprint), side, std::str::from_utf8(sqlstate).unwrap_or("XX000"));
         }
+    }
+
+    /// Bytes received from and sent to a client and a server.
+    pub(super) fn count_bytes(&self, client: [u64; 2], side: Side, server: [u64; 2]) {
+        let hot = self.hot.borrow();
+        hot.client_received.increment(client[0]);
+        hot.client_sent.increment(client[1]);
+        hot.backend_received[side.index()].increment(server[0]);
+        hot.backend_sent[side.index()].increment(server[1]);
     }
 
     pub(super) fn count_transaction(&self, side: Side, committed: bool) {

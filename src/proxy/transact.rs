@@ -179,7 +179,12 @@ impl Client {
             };
             match broken {
                 None => {
-                    self.observe(&choice, &flight, began, std::mem::take(&mut server.conn.traffic));
+                    let traffic =
+                        [&mut self.conn, &mut server.conn].map(|conn| std::mem::take(&mut conn.traffic));
+                    self.observe(&choice, &flight, began, traffic);
+                    if self.txn.status == Status::Idle {
+                        server.info.transactions.update(|n| n + 1);
+                    }
                     return self.finish(server, &flight, &survey, choice.footprint.as_deref()).await;
                 }
                 Some(Broken::Client(end)) => {
@@ -753,10 +758,11 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&self, choice: &Choice, flight: &Flight, began: Instant, traffic: [u64; 2]) {
+    fn observe(&self, choice: &Choice, flight: &Flight, began: Instant, [client, server]: [[u64; 2]; 2]) {
         let took = began.elapsed();
         let stats = &self.stats[choice.side.index()];
-        stats.query(took, flight.sqlstate.is_some(), traffic);
+        stats.query(took, flight.sqlstate.is_some(), server);
+        self.shard.count_bytes(client, choice.side, server);
         if self.txn.status == Status::Idle {
             stats.transaction(self.shared.transaction_since.get().map_or(took, |since| since.elapsed()));
         }
