@@ -120,11 +120,16 @@ impl Shard {
 
     pub(super) fn plan(&self, sql: &[u8], context: &SearchContext, current: &Current) -> Rc<Entry> {
         let limits = &current.config.limits;
-        let limits = PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
+        let limits =
+            PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
         self.plans.borrow_mut().get(sql, context, &current.catalog, limits)
     }
 
-    pub(super) fn context(&self, search_path: Option<Vec<String>>, standard_strings: bool) -> Rc<SearchContext> {
+    pub(super) fn context(
+        &self,
+        search_path: Option<Vec<String>>,
+        standard_strings: bool,
+    ) -> Rc<SearchContext> {
         self.plans.borrow_mut().context(search_path, standard_strings)
     }
 
@@ -143,6 +148,7 @@ impl Shard {
             sql: sql.into(),
             types: types.into(),
             name_span: None,
+            columns: RefCell::default(),
             plan: RefCell::new(plan),
         });
         interned.insert(key, Rc::downgrade(&statement));
@@ -339,7 +345,14 @@ impl Shard {
         tokio::task::spawn_local(async move {
             let backend = &config.backends[running.side.index()];
             let timeouts = &config.timeouts;
-            let sent = backend::connection::cancel(backend, &tls, (running.process_id, &running.key), timeouts, timeouts.cancel_wait).await;
+            let sent = backend::connection::cancel(
+                backend,
+                &tls,
+                (running.process_id, &running.key),
+                timeouts,
+                timeouts.cancel_wait,
+            )
+            .await;
             if let Err(error) = sent {
                 tracing::debug!(side = %running.side, %error, "a cancel request did not get through");
             }
@@ -429,7 +442,13 @@ impl Shard {
         }
     }
 
-    pub(super) fn count_query(&self, footprint: &Footprint, side: Side, took: Duration, error: Option<&[u8; 5]>) {
+    pub(super) fn count_query(
+        &self,
+        footprint: &Footprint,
+        side: Side,
+        took: Duration,
+        error: Option<&[u8; 5]>,
+    ) {
         let hot = self.hot.borrow();
         hot.query(repository(footprint), side, op(footprint), took);
         if let Some(sqlstate) = error {
