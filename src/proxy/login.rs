@@ -223,6 +223,8 @@ fn client(
         servers: [None, None],
         pipeline: Pipeline::default(),
         registry: Registry::default(),
+        portals: std::collections::HashMap::new(),
+        held_side: None,
         txn: Transaction::default(),
         current: shard.current(),
         context: shard.context(None, true),
@@ -232,6 +234,8 @@ fn client(
         wrote_at: None,
         wrote_side: None,
         set_side: Side::Source,
+        context_moved: false,
+        context_local: false,
         temporary: false,
         shared: seen,
     };

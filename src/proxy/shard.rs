@@ -151,6 +151,7 @@ impl Shard {
             sql: sql.into(),
             types: types.into(),
             name_span: None,
+            columns: RefCell::default(),
             plan: RefCell::new(plan),
         });
         interned.insert(key, Rc::downgrade(&statement));

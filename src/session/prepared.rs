@@ -4,7 +4,7 @@
 //! is called `cf_<number>` on servers, by what it says, so clients share it and never see one another's;
 //! with [`Naming::Client`] (a session that keeps its server connections) it keeps its name.
 
-use std::{collections::HashMap, hash::BuildHasherDefault, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, hash::BuildHasherDefault, rc::Rc};
 
 use bytes::BytesMut;
 
@@ -31,6 +31,8 @@ pub struct Prepared<P> {
     pub types: Box<[u8]>,
     /// Where the name stands in `sql` when this is an SQL-level PREPARE.
     pub name_span: Option<std::ops::Range<usize>>,
+    /// Type OIDs of its columns on the target, once they are known.
+    pub columns: RefCell<Option<Rc<[u32]>>>,
     /// What executing it does.
     pub plan: P,
 }
@@ -365,6 +367,7 @@ mod tests {
                 sql: Box::default(),
                 types: Box::default(),
                 name_span: None,
+                columns: RefCell::default(),
                 plan: (),
             })
         };
