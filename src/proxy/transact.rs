@@ -103,10 +103,7 @@ impl Client {
                 .all(|s| matches!(s.kind, Kind::Fetch | Kind::Close { .. }))
             && !survey.executed.is_empty()
         {
-            return Ok((
-                Choice { side, reason: Reason::Home, footprint: Some(footprint), fallback: None },
-                false,
-            ));
+            return Ok((Choice::new(side, Reason::Home, Some(footprint)), false));
         }
         let policy = &self.current.config.policy;
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
@@ -609,17 +606,20 @@ impl Client {
         self.shared.status.set(self.txn.status);
         let idle = self.txn.status == Status::Idle;
         let readable = self.txn.status != Status::Failed;
-        if readable && !self.unread.is_empty() && (idle && !self.keeps_servers() || self.names_moved()) {
-            let names = self.unread.clone();
-            if let Err(e) = self.read_settings(&mut server).await {
-                return Err(End::Error(ClientError::fatal(
-                    "08006",
-                    format!("lost the {}: {e}", server.side),
-                )));
+        let read = if readable && !idle && self.context_moved {
+            self.read_context(&mut server).await
+        } else if idle && !self.unread.is_empty() && (!self.keeps_servers() || self.names_moved()) {
+            self.read_settings(&mut server).await
+        } else {
+            if idle && self.context_local {
+                self.refresh_context(&server);
             }
-            if !idle {
-                self.unread = names; // the block may still be rolled back: read again at its end
-            }
+            Ok(())
+        };
+        self.context_moved = false;
+        self.context_local &= !idle;
+        if let Err(e) = read {
+            return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
         }
         if idle && !self.keeps_servers() {
             self.shard.give_back(&self.pools[server.side.index()], server);
@@ -637,10 +637,11 @@ impl Client {
         if flight.sqlstate.is_some() {
             self.fail_block().await?;
         }
+        let side = server.side;
         if self.keeps_servers() {
-            self.servers[server.side.index()] = Some(server);
+            self.servers[side.index()] = Some(server);
         } else {
-            self.shard.give_back(&self.pools[server.side.index()], server);
+            self.shard.give_back(&self.pools[side.index()], server);
         }
         Ok(())
     }
