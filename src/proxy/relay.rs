@@ -235,23 +235,21 @@ impl Client {
             let protocol = |what: &str| Broken::Server(format!("it broke the protocol: {what}"));
             let Some((tag, length)) = frame::header(&input[at..]).map_err(|e| protocol(e.0))? else { break };
             let message = Backend::from_tag(tag).ok_or_else(|| protocol(&format!("message type {tag}")))?;
-            if message == Backend::Relayed {
-                if tag == b'D' && self.rewrites_rows(flight) {
-                    if input.len() - at < length {
-                        break;
-                    }
-                    self.rewrite_row(&mut server.conn.input[at + HEADER..at + length], flight);
-                    at += length;
-                    continue;
-                }
+            let rewritten = tag == b'D' && self.rewrites_rows(flight);
+            if message == Backend::Relayed && !rewritten {
                 flight.passing = length;
                 continue;
             }
-            if length > MAX_CONTROL {
+            if length > MAX_CONTROL && !rewritten {
                 return Err(protocol("a control message of more than 64 MiB"));
             }
             if input.len() - at < length {
                 break;
+            }
+            if rewritten {
+                self.rewrite_row(&mut server.conn.input[at + HEADER..at + length], flight);
+                at += length;
+                continue;
             }
             self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
@@ -349,9 +347,7 @@ impl Client {
                 let severity = frame::error_field(body, b'V').or_else(|| frame::error_field(body, b'S'));
                 flight.fatal = severity.is_some_and(|s| s == b"FATAL" || s == b"PANIC");
                 if flight.fatal && flight.retryable && !flight.answered {
-                    return Err(Broken::Server(crate::backend::server::error_text(
-                        &server.conn.input[range],
-                    )));
+                    return Err(Broken::Server(frame::error_text(&server.conn.input[range])));
                 }
             }
             Backend::CommandComplete => {

@@ -403,7 +403,7 @@ impl Shard {
                 client.check_deadline(now);
             }
             count = count.wrapping_add(1);
-            if count % SWEEPS_PER_LOOK == 0 {
+            if count.is_multiple_of(SWEEPS_PER_LOOK) {
                 let current = self.current();
                 self.sweep_pools(&current.config).await;
             }

@@ -209,7 +209,7 @@ impl Client {
                         [&mut self.conn, &mut server.conn].map(|conn| std::mem::take(&mut conn.traffic));
                     self.observe(&choice, &flight, began, traffic);
                     if self.txn.status == Status::Idle {
-                        server.info.transactions.update(|n| n + 1);
+                        server.info.transactions.set(server.info.transactions.get() + 1);
                     }
                     if choice.aside {
                         return self.return_from_aside(server, &flight).await;
@@ -267,7 +267,7 @@ impl Client {
                     return Err(End::ServerSaid);
                 }
                 ClientError::error("08006", format!("the {side} refused the connection"))
-                    .detail(crate::backend::server::error_text(&frame))
+                    .detail(frame::error_text(&frame))
             }
             Refused::Unreachable(why) => {
                 ClientError::error("08006", format!("could not open a {side} connection: {why}"))
@@ -548,7 +548,7 @@ impl Client {
             )
         };
         let refused = |r: Refused| match r {
-            Refused::Server(frame) => failed(crate::backend::server::error_text(&frame)),
+            Refused::Server(frame) => failed(frame::error_text(&frame)),
             Refused::Unreachable(why) => failed(why.to_string()),
             Refused::Timeout => failed("no server connection became free in time".to_owned()),
             Refused::Cancelled => ClientError::error("57014", "canceling statement due to user request"),

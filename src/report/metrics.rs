@@ -88,9 +88,9 @@ declare! {
     CONFIG_RELOAD: Counter "crossfade_config_reload_total" ["result"] "Attempts to load the configuration: ok, refused.";
     ROUTE_WEIGHT: Gauge "crossfade_route_weight" ["repository", "backend", "op"] "Configured share of reads and writes (op) that this backend answers or leads, 0 to 1.";
     CLIENT_CONNECTIONS: Gauge "crossfade_client_connections" ["state"] "Clients connected now: login, idle, active, waiting.";
-    LOGINS: Counter "crossfade_logins_total" ["outcome"] "Connections by how their start-up ended: ok, refused, wrong_password, timeout.";
+    LOGINS: Counter "crossfade_logins_total" ["outcome"] "Connections by how their start-up ended: `ok`, `refused`, `wrong_password`, `timeout`.";
     TLS_STUFFING_REFUSED: Counter "crossfade_tls_stuffing_refused_total" [] "Connections closed because plain bytes followed a request for TLS.";
-    CANCEL_REQUESTS: Counter "crossfade_cancel_requests_total" ["outcome"] "Cancel requests by what became of them: passed_on, unknown_key.";
+    CANCEL_REQUESTS: Counter "crossfade_cancel_requests_total" ["outcome"] "Cancel requests by what became of them: `passed_on`, `unknown_key`.";
     PINNED_SESSIONS: Gauge "crossfade_pinned_sessions" ["reason"] "Clients in transaction pooling that keep their server connection now, and why.";
     CLIENT_RECEIVED_BYTES: Counter "crossfade_client_received_bytes_total" [] "Bytes received from clients after their login.";
     CLIENT_SENT_BYTES: Counter "crossfade_client_sent_bytes_total" [] "Bytes sent to clients after their login.";

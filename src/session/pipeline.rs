@@ -101,6 +101,7 @@ impl Pipeline {
             | Expect::HiddenClose
             | Expect::HiddenBind
             | Expect::HiddenExecute
+            | Expect::HiddenDescribe
             | Expect::OwnParseComplete
             | Expect::OwnCloseComplete => {
                 if self.skipping {

@@ -186,9 +186,21 @@ pub fn error_field(body: &[u8], code: u8) -> Option<&[u8]> {
     }
 }
 
+/// Message and SQLSTATE of an ErrorResponse frame.
+pub fn error_text(frame: &[u8]) -> String {
+    let body = frame.get(HEADER..).unwrap_or_default();
+    let field = |code| String::from_utf8_lossy(error_field(body, code).unwrap_or_default()).into_owned();
+    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
+}
+
 /// Appends a frame whose body `fill` writes.
 pub fn put(out: &mut BytesMut, tag: u8, fill: impl FnOnce(&mut BytesMut)) {
     out.put_u8(tag);
+    put_body(out, fill);
+}
+
+/// Appends a length and what `fill` writes, without a tag: start-up packets.
+pub fn put_body(out: &mut BytesMut, fill: impl FnOnce(&mut BytesMut)) {
     let at = out.len();
     out.put_u32(0);
     fill(out);
