@@ -186,11 +186,11 @@ pub fn error_field(body: &[u8], code: u8) -> Option<&[u8]> {
     }
 }
 
-/// Message and SQLSTATE of an ErrorResponse frame.
+/// SQLSTATE and message of an ErrorResponse frame, for logs and for errors of our own.
 pub fn error_text(frame: &[u8]) -> String {
     let body = frame.get(HEADER..).unwrap_or_default();
     let field = |code| String::from_utf8_lossy(error_field(body, code).unwrap_or_default()).into_owned();
-    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
+    format!("{} {}", field(b'C'), field(b'M'))
 }
 
 /// Appends a frame whose body `fill` writes.
