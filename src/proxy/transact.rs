@@ -106,8 +106,10 @@ impl Client {
         }
         let policy = &self.current.config.policy;
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
-        let state =
-            TransactionState { holds: survey.portal || footprint.opens_cursor, ..self.state(complete) };
+        let state = TransactionState {
+            holds: survey.portal || footprint.opens_cursor || !complete,
+            ..self.state(complete)
+        };
         let (side, reason, moves) = match route::decide(&footprint, policy, &state, self.txn.ticket) {
             Decision::Run(side, reason) => (side, reason, false),
             Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),
@@ -535,6 +537,19 @@ impl Client {
         });
     }
 
+    /// What SET has changed in the block so far, with its values there.
+    async fn settings_of_block(&mut self) -> Result<Vec<(String, String)>, QueryError> {
+        let here = self.txn.side.filter(|&side| side == self.set_side && !self.unread.is_empty());
+        let Some(server) = here.and_then(|side| self.servers[side.index()].as_mut()) else {
+            return Ok(Vec::new());
+        };
+        let mut names = self.unread.clone();
+        names.sort();
+        let rows = server.query(&settings::readback(&names), &self.shard.buffers).await?;
+        let values = rows.into_iter().next().unwrap_or_default();
+        Ok(names.into_iter().zip(values).filter_map(|(n, v)| v.map(|v| (n, v))).collect())
+    }
+
     /// Takes the transaction block to `side`: its prologue is repeated there, then it is rolled back where it was.
     async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
         let shard = Rc::clone(&self.shard);
@@ -549,8 +564,17 @@ impl Client {
             Refused::Timeout => failed("no server connection became free in time".to_owned()),
             Refused::Cancelled => ClientError::error("57014", "canceling statement due to user request"),
         };
+        let taken_along = match self.settings_of_block().await {
+            Ok(settings) => settings,
+            Err(e) => return Err(failed(e.to_string())),
+        };
         let mut server = self.checkout(side).await.map_err(refused)?;
-        let replayed = server.query(&self.txn.prologue.join(";\n"), &shard.buffers).await;
+        let mut prologue = self.txn.prologue.join(";\n");
+        if let Some(set) = settings::transition(&[], &taken_along) {
+            prologue = format!("{prologue};\n{set}");
+            self.set_side = side;
+        }
+        let replayed = server.query(&prologue, &shard.buffers).await;
         if let Err(e) = replayed {
             shard.close(server);
             return Err(failed(e.to_string()));
@@ -756,7 +780,8 @@ impl Client {
                     }
                     self.note_prologue(survey);
                 }
-                // Not repeated if the block moved, so it must not move.
+                // Settings are taken along when the block moves; of the rest nothing is known.
+                Kind::Session if only_settings(statement) => {}
                 Kind::Session | Kind::Utility | Kind::Unknown(_) => self.txn.work = Work::Written,
                 Kind::Empty
                 | Kind::Read
@@ -844,6 +869,12 @@ fn reads_catalog(survey: &Survey) -> bool {
             && !s.hazards.contains(crate::statement::Hazards::SESSION)
     };
     !entries.is_empty() && entries.iter().flat_map(|e| &e.plan.statements).all(catalog)
+}
+
+/// Does it leave nothing but settings behind?
+fn only_settings(statement: &crate::statement::Statement) -> bool {
+    let setting = |e: &Effect| matches!(e, Effect::Setting(_) | Effect::LocalSetting { .. });
+    !statement.effects.is_empty() && statement.effects.iter().all(setting)
 }
 
 /// Settings that change what names mean.
