@@ -260,13 +260,21 @@ impl Client {
             }
             self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
+            let renamed = match message {
+                Backend::Error => self.registry.error_in_clients_words(&server.conn.input[at..at + length]),
+                _ => None,
+            };
             let mut lost = Vec::new();
-            match self.pipeline.answered(message, &mut lost) {
-                Reaction::Forward => at += length,
-                Reaction::Swallow => {
+            match (self.pipeline.answered(message, &mut lost), renamed) {
+                (Reaction::Forward, None) => at += length,
+                (reaction, renamed) => {
                     shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
                     server.conn.consume(length, &shard.buffers);
                     at = 0;
+                    if let (Reaction::Forward, Some(renamed)) = (reaction, renamed) {
+                        flight.answered = true;
+                        self.conn.output.extend_from_slice(&renamed);
+                    }
                 }
             }
             if !lost.is_empty() {

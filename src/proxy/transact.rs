@@ -281,8 +281,7 @@ impl Client {
     }
 
     fn ended_by_signal(&self) -> Option<End> {
-        let waker = std::task::Waker::noop();
-        let signal = self.shared.listen(&std::task::Context::from_waker(waker))?;
+        let signal = self.shared.told()?;
         if signal == Signal::Cancel {
             self.shared.clear_signal();
             return None;

@@ -214,6 +214,21 @@ impl<P> Registry<P> {
         self.named.iter().map(|(n, s)| (&**n, s))
     }
 
+    /// An ErrorResponse frame that calls a statement `cf_<number>`, in the client's words; `None` when it names none of
+    /// its statements.
+    pub fn error_in_clients_words(&self, error: &[u8]) -> Option<Vec<u8>> {
+        const MARK: &[u8] = b"\"cf_";
+        let start = error.windows(MARK.len()).position(|w| w == MARK)?;
+        let digits = error[start + MARK.len()..].iter().take_while(|b| b.is_ascii_digit()).count();
+        let end = start + MARK.len() + digits;
+        let number: u64 = std::str::from_utf8(&error[start + MARK.len()..end]).ok()?.parse().ok()?;
+        let (name, _) = self.named.iter().find(|(_, s)| s.number == number)?;
+        let mut new = [&error[..=start], name, &error[end..]].concat();
+        let length = u32::try_from(new.len() - 1).ok()?;
+        new[1..5].copy_from_slice(&length.to_be_bytes());
+        Some(new)
+    }
+
     /// How many names are in use.
     pub fn len(&self) -> usize {
         self.named.len()
@@ -377,6 +392,21 @@ mod tests {
         r.undo(3);
         assert_eq!(r.get(b"a").map(|s| s.number), Some(1));
         assert!(r.get(b"").is_none());
+    }
+
+    #[test]
+    fn errors_speak_the_clients_language() {
+        let statement =
+            Prepared { number: 8, sql: Box::default(), types: Box::default(), name_span: None, plan: () };
+        let mut registry = Registry::default();
+        registry.set(b"st1", Some(Rc::new(statement)));
+        let frame =
+            |text: &str| [&b"E"[..], &(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat();
+        let new = registry
+            .error_in_clients_words(&frame("C42P05\0Mprepared statement \"cf_8\" already exists\0\0"));
+        assert_eq!(new, Some(frame("C42P05\0Mprepared statement \"st1\" already exists\0\0")));
+        assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_9\"\0\0")), None);
+        assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_\"\0\0")), None);
     }
 
     #[test]
