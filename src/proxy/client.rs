@@ -130,7 +130,7 @@ impl Client {
             }
             self.shared.activity.set(Activity::Idle);
         };
-        self.leave(end).await;
+        Box::pin(self.leave(end)).await;
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -436,7 +436,7 @@ impl Client {
             let gate = Rc::clone(&server.gate);
             gate.clear().await;
             if server.discard(&shard.buffers).await.is_ok() && server.is_clean() {
-                shard.give_back(&pool, server);
+                shard.give_back(&pool, server, Instant::now());
             }
         });
     }

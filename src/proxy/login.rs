@@ -288,7 +288,7 @@ async fn home(
     if mode == PoolMode::Session {
         return Ok(Some(server));
     }
-    shard.give_back(pool, server);
+    shard.give_back(pool, server, std::time::Instant::now());
     Ok(None)
 }
 

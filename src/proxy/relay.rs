@@ -418,13 +418,12 @@ impl Client {
         let naming = self.naming();
         match flight.awaited.pop_front() {
             Some(Awaited::Prepare { name, statement }) => {
-                let on_server = statement.server_name(&name, naming);
-                server.known.set(&on_server, Some(statement.number));
+                server.known.set(statement.server_name(&name, naming), Some(statement.number));
                 self.registry.set(&name, Some(statement));
             }
             Some(Awaited::Deallocate { name }) => {
                 if let Some(statement) = self.registry.get(&name) {
-                    server.known.remove(&statement.server_name(&name, naming));
+                    server.known.remove(statement.server_name(&name, naming));
                 }
                 self.registry.set(&name, None);
             }
@@ -517,9 +516,9 @@ impl Client {
 
     /// One message more of an open batch: it stays where the batch is.
     fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
-        let survey = self.survey(length)?;
+        let mut survey = self.survey(length)?;
         self.stay_on(server.side, &survey)?;
-        self.translate(length, survey, server, flight)
+        self.translate(length, &mut survey, server, flight)
     }
 }
 

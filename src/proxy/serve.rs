@@ -13,7 +13,10 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::LocalOptions,
+    sync::{mpsc, watch},
+};
 
 use super::{
     global::{Global, Message},
@@ -281,10 +284,12 @@ fn start_threads(
         let (end, over) = tokio::sync::oneshot::channel();
         let (global, counted) = (Arc::clone(global), Arc::clone(&clients));
         let body = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            // Not a LocalSet: that is a second scheduler inside the first, on the way of every wake-up.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
             let runtime = runtime.expect("a runtime can be made");
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, thread_main(index, global, inbox, counted));
+            runtime.block_on(thread_main(index, global, inbox, counted));
             let _ = end.send(());
         };
         // Deeply nested statements are walked recursively.

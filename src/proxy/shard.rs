@@ -6,10 +6,11 @@ use std::{
     future::poll_fn,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use tokio::sync::oneshot;
 
 use super::{
@@ -26,7 +27,7 @@ use crate::{
         budget::Permit,
         login,
         pool::{Pool, PoolKey, PoolLimits, Refused},
-        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults, put_terminate},
+        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults},
     },
     catalog::Catalog,
     config::Config,
@@ -56,6 +57,8 @@ pub(super) struct Shard {
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
     pub(super) stats: RefCell<HashMap<(Rc<str>, Side), Rc<Stats>>>,
+    /// Messages that take the place of a client's while they are written.
+    pub(super) scratch: Cell<BytesMut>,
     interned: RefCell<Interned>,
     current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
@@ -80,6 +83,7 @@ impl Shard {
             clients: RefCell::default(),
             servers: RefCell::default(),
             stats: RefCell::default(),
+            scratch: Cell::default(),
             interned: RefCell::default(),
             current: RefCell::new(current),
             statements: Cell::new(0),
@@ -143,14 +147,7 @@ impl Shard {
         if interned.len() >= MAX_INTERNED {
             interned.retain(|_, statement| statement.strong_count() > 0);
         }
-        let statement = Rc::new(Prepared {
-            number: self.next_statement(),
-            sql: sql.into(),
-            types: types.into(),
-            name_span: None,
-            columns: RefCell::default(),
-            plan: RefCell::new(plan),
-        });
+        let statement = Rc::new(Prepared::new(self.next_statement(), sql, types, RefCell::new(plan)));
         interned.insert(key, Rc::downgrade(&statement));
         statement
     }
@@ -258,6 +255,19 @@ impl Shard {
         Ok(server)
     }
 
+    /// A live connection that is idle, if there is one and nobody waits for it.
+    pub(super) fn take_idle(&self, cx: &mut Context<'_>, pool: &Rc<Pool>) -> Option<Box<Server>> {
+        if self.global.is_paused(pool.key.side) {
+            return None;
+        }
+        loop {
+            let mut server = pool.try_take()?;
+            if server.is_alive(cx, &self.buffers) {
+                return Some(server);
+            }
+        }
+    }
+
     /// A live connection from the pool, within `wait`.
     pub(super) async fn checkout(
         &self,
@@ -268,12 +278,8 @@ impl Shard {
     ) -> Result<Box<Server>, Refused> {
         let began = Instant::now();
         loop {
-            let paused = self.global.is_paused(pool.key.side);
-            if !paused && let Some(mut server) = pool.try_take() {
-                if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
-                    return Ok(server);
-                }
-                continue;
+            if let Some(server) = poll_fn(|cx| Poll::Ready(self.take_idle(cx, pool))).await {
+                return Ok(server);
             }
             let take = async {
                 self.global.resumed(pool.key.side).await;
@@ -304,33 +310,32 @@ impl Shard {
     }
 
     /// A connection whose client needs it no longer: to the next client, or closed.
-    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
+    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>, now: Instant) {
         let lifetime = self.current.borrow().config.timeouts.server_lifetime;
-        let old = lifetime.is_some_and(|d| server.opened.elapsed() >= d) && pool.counts().waiting == 0;
+        let old = lifetime.is_some_and(|d| now - server.opened >= d) && pool.counts().waiting == 0;
         if !server.is_clean() || old || self.is_draining() {
             return self.close(server);
         }
         if server.gate.is_clear() {
-            return pool.put(server);
+            if let Some(surplus) = pool.put(server, now) {
+                self.close(surplus);
+            }
+            return;
         }
-        let pool = Rc::clone(pool);
+        let (shard, pool) = (Rc::clone(self), Rc::clone(pool));
         tokio::task::spawn_local(async move {
             let gate: Rc<CancelGate> = Rc::clone(&server.gate);
             gate.clear().await;
-            pool.put(server);
+            if let Some(surplus) = pool.put(server, Instant::now()) {
+                shard.close(surplus);
+            }
         });
     }
 
-    /// Closes a connection politely: the server's log stays clean.
+    /// Closes a connection politely.
     pub(super) fn close(self: &Rc<Self>, mut server: Box<Server>) {
-        let shard = Rc::clone(self);
         server.lease = None;
-        tokio::task::spawn_local(async move {
-            server.conn.output.clear();
-            put_terminate(&mut server.conn.output);
-            let flush = poll_fn(|cx| server.conn.poll_flush(cx, &shard.buffers));
-            let _ = tokio::time::timeout(GOODBYE, flush).await;
-        });
+        tokio::task::spawn_local(server.close());
     }
 
     /// Asks the server to cancel what it runs.
@@ -498,4 +503,3 @@ const DEFAULTS: &str = "SELECT pg_catalog.current_setting('search_path'), \
 const MAX_INTERNED: usize = 20_000;
 const SWEEP: Duration = Duration::from_millis(100);
 const SWEEPS_PER_LOOK: u32 = 10;
-const GOODBYE: Duration = Duration::from_secs(1);

@@ -1,6 +1,11 @@
 //! One unit: where it runs, on which connection, and what it leaves behind.
 
-use std::{future::poll_fn, rc::Rc, time::Instant};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use super::{
     client::{Client, End, Unit, last_words},
@@ -60,12 +65,12 @@ impl Client {
         };
         match self.choose(&survey, unit) {
             Ok((choice, moves)) => {
-                if moves && let Err(error) = self.move_to(choice.side).await {
-                    return self.refuse(&error, unit).await;
+                if moves && let Err(error) = Box::pin(self.move_to(choice.side)).await {
+                    return Box::pin(self.refuse(&error, unit)).await;
                 }
                 self.run_on(choice, unit, survey).await
             }
-            Err(error) => self.refuse(&error, unit).await,
+            Err(error) => Box::pin(self.refuse(&error, unit)).await,
         }
     }
 
@@ -78,6 +83,7 @@ impl Client {
                 survey.text = Some(String::from_utf8_lossy(text).into_owned());
             }
             survey.executed.push(self.resolve(&entry));
+            survey.query = Some(entry);
         }
         survey
     }
@@ -192,27 +198,22 @@ impl Client {
                 Ok(server) => server,
                 Err(refused) => match self.fall_back(&mut choice, &refused) {
                     true => continue,
-                    false => return self.not_served(choice.side, refused, unit).await,
+                    false => return Box::pin(self.not_served(choice.side, refused, unit)).await,
                 },
             };
-            let broken = match self.send(unit, length, survey, &mut server, &mut flight).await {
-                Ok(sent) => {
-                    survey = sent;
-                    self.exchange(&mut server, &mut flight).await.err()
-                }
+            let broken = match self.send(unit, length, &mut survey, &mut server, &mut flight).await {
+                Ok(()) => self.exchange(&mut server, &mut flight).await.err(),
                 Err(SendError::End(end)) => return Err(end),
-                Err(SendError::Server(why)) => {
-                    survey = Survey::default();
-                    Some(Broken::Server(why))
-                }
+                Err(SendError::Server(why)) => Some(Broken::Server(why)),
             };
             match broken {
                 None => {
-                    self.observe(&choice, &flight, began);
+                    let now = Instant::now();
+                    self.observe(&choice, &flight, now - began);
                     if choice.aside {
-                        return self.return_from_aside(server, &flight).await;
+                        return Box::pin(self.return_from_aside(server, &flight)).await;
                     }
-                    return self.finish(server, &flight, &survey, choice.footprint.as_deref()).await;
+                    return self.finish(server, &flight, &survey, choice.footprint.as_deref(), now).await;
                 }
                 Some(Broken::Client(end)) => {
                     self.running(&server);
@@ -291,8 +292,39 @@ impl Client {
 
     /// The connection that runs this client's statements on `side`, with the client's settings.
     async fn checkout(&mut self, side: Side) -> Result<Box<Server>, Refused> {
+        let found = match self.servers[side.index()].take() {
+            Some(server) => Some(server),
+            None => poll_fn(|cx| Poll::Ready(self.shard.take_idle(cx, &self.pools[side.index()]))).await,
+        };
+        // Boxed, as all that is rare: the future of a client that waits for its next statement stays small.
+        let Some(mut server) = found else { return Box::pin(self.prepare_server(side, None)).await };
+        if self.adopt(&mut server) {
+            return Ok(server);
+        }
+        Box::pin(self.prepare_server(side, Some(server))).await
+    }
+
+    /// Takes over a connection on which nothing has to be done first; `false` when something has.
+    fn adopt(&self, server: &mut Server) -> bool {
+        let stranger = server.last_client != self.id();
+        let here = self.unread.is_empty() || server.side == self.set_side;
+        let same =
+            || Rc::ptr_eq(&server.settings, &self.settings) || (here && server.settings == self.settings);
+        if stranger && server.tainted || server.status == Status::Idle && !same() {
+            return false;
+        }
+        server.last_client = self.id();
+        server.info.client.set(self.id());
+        true
+    }
+
+    async fn prepare_server(
+        &mut self,
+        side: Side,
+        found: Option<Box<Server>>,
+    ) -> Result<Box<Server>, Refused> {
         let shard = Rc::clone(&self.shard);
-        let mut server = match self.servers[side.index()].take() {
+        let mut server = match found {
             Some(server) => server,
             None => {
                 self.shared.activity.set(Activity::Waiting);
@@ -384,43 +416,40 @@ impl Client {
         &mut self,
         unit: Unit,
         length: usize,
-        survey: Survey,
+        survey: &mut Survey,
         server: &mut Server,
         flight: &mut Flight,
-    ) -> Result<Survey, SendError> {
+    ) -> Result<(), SendError> {
         let shard = Rc::clone(&self.shard);
         match unit {
             Unit::Simple { function, .. } => {
                 self.pipeline.sent(if function { Expect::Function } else { Expect::Query });
                 self.registry.drop_unnamed();
                 server.known.remove(b"");
-                if !function && self.send_named(length, server, flight).await? {
-                    return Ok(survey);
+                if let Some(entry) = &survey.query
+                    && entry.plan.statements.iter().any(names_statement)
+                {
+                    let sent = self.send_named(Rc::clone(entry), length, server, flight);
+                    if Box::pin(sent).await? {
+                        return Ok(());
+                    }
                 }
                 shift(&mut self.conn.input, length, &mut server.conn.output, &shard.buffers);
-                Ok(survey)
+                Ok(())
             }
-            Unit::Extended { .. } => {
-                let (executed, text) = (survey.executed.clone(), survey.text.clone());
-                self.translate(length, survey, server, flight).map_err(SendError::End)?;
-                Ok(Survey { executed, text, ..Survey::default() })
-            }
+            Unit::Extended { .. } => self.translate(length, survey, server, flight).map_err(SendError::End),
         }
     }
 
     /// Simple queries that name prepared statements. `true` when the query was rewritten and sent.
     async fn send_named(
         &mut self,
+        entry: Rc<Entry>,
         length: usize,
         server: &mut Server,
         flight: &mut Flight,
     ) -> Result<bool, SendError> {
-        let shard = Rc::clone(&self.shard);
         let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) else { return Ok(false) };
-        let entry = shard.plan(text, &self.context, &self.current);
-        if !entry.plan.statements.iter().any(names_statement) {
-            return Ok(false);
-        }
         let text = text.to_vec();
         let [only] = &entry.plan.statements[..] else {
             self.make_all_known(server).await?;
@@ -434,12 +463,12 @@ impl Client {
                 let taken = self.registry.get(name.as_bytes()).is_some();
                 let new = match flight.awaited.front() {
                     Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
-                        statement.server_name(name, self.naming()).into_owned()
+                        statement.server_name(name, self.naming()).to_vec()
                     }
                     _ => {
                         self.make_known(name.as_bytes(), server).await?;
                         self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
-                            s.server_name(name.as_bytes(), self.naming()).into_owned()
+                            s.server_name(name.as_bytes(), self.naming()).to_vec()
                         })
                     }
                 };
@@ -453,7 +482,7 @@ impl Client {
         self.make_known(&name, server).await?;
         self.await_tags(&entry.plan, Some(&text), flight);
         let Some(statement) = self.registry.get(&name) else { return Ok(false) };
-        let new = statement.server_name(&name, self.naming()).into_owned();
+        let new = statement.server_name(&name, self.naming()).to_vec();
         Ok(self.send_renamed(&text, &name, &new, length, server))
     }
 
@@ -582,7 +611,7 @@ impl Client {
         if let Some(mut old) = self.servers[side.other().index()].take() {
             match old.query("ROLLBACK", &shard.buffers).await {
                 Ok(_) if self.keeps_servers() => self.servers[side.other().index()] = Some(old),
-                Ok(_) => shard.give_back(&self.pools[side.other().index()], old),
+                Ok(_) => shard.give_back(&self.pools[side.other().index()], old, Instant::now()),
                 Err(e) => {
                     shard.lost_server(side.other(), &e.to_string());
                     if self.keeps_servers() && side == Side::Target {
@@ -603,11 +632,12 @@ impl Client {
         flight: &Flight,
         survey: &Survey,
         footprint: Option<&Footprint>,
+        now: Instant,
     ) -> Result<(), End> {
         self.registry.settle();
         server.known.settle();
         if footprint.is_some_and(Footprint::is_write) {
-            self.wrote_at = Some(Instant::now());
+            self.wrote_at = Some(now);
             self.wrote_side = Some(server.side);
         }
         self.note_effects(survey, &mut server);
@@ -620,15 +650,15 @@ impl Client {
             self.shared.transaction_since.set(None);
             self.shared.side.set(None);
         } else {
-            self.note_block(survey, footprint, server.side);
+            self.note_block(survey, footprint, server.side, now);
         }
         self.shared.status.set(self.txn.status);
         let idle = self.txn.status == Status::Idle;
         let readable = self.txn.status != Status::Failed;
         let read = if readable && !idle && self.context_moved {
-            self.read_context(&mut server).await
+            Box::pin(self.read_context(&mut server)).await
         } else if idle && !self.unread.is_empty() && (!self.keeps_servers() || self.names_moved()) {
-            self.read_settings(&mut server).await
+            Box::pin(self.read_settings(&mut server)).await
         } else {
             if idle && self.context_local {
                 self.refresh_context(&server);
@@ -641,7 +671,7 @@ impl Client {
             return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
         }
         if idle && !self.keeps_servers() {
-            self.shard.give_back(&self.pools[server.side.index()], server);
+            self.shard.give_back(&self.pools[server.side.index()], server, now);
         } else {
             let side = server.side;
             self.servers[side.index()] = Some(server);
@@ -660,7 +690,7 @@ impl Client {
         if self.keeps_servers() {
             self.servers[side.index()] = Some(server);
         } else {
-            self.shard.give_back(&self.pools[side.index()], server);
+            self.shard.give_back(&self.pools[side.index()], server, Instant::now());
         }
         Ok(())
     }
@@ -737,9 +767,9 @@ impl Client {
     }
 
     /// The block goes on: what must be repeated if it moves, and what it has done.
-    fn note_block(&mut self, survey: &Survey, footprint: Option<&Footprint>, side: Side) {
+    fn note_block(&mut self, survey: &Survey, footprint: Option<&Footprint>, side: Side, now: Instant) {
         if self.shared.transaction_since.get().is_none() {
-            self.shared.transaction_since.set(Some(Instant::now()));
+            self.shared.transaction_since.set(Some(now));
         }
         self.txn.side = Some(side);
         self.shared.side.set(Some(side));
@@ -753,11 +783,9 @@ impl Client {
             self.txn.read |= footprint.reads;
             self.txn.fixed |= footprint.opens_cursor;
         }
-        let statements: Vec<_> = survey.executed.iter().flat_map(|e| &e.plan.statements).collect();
-        if statements.len() > 1 {
-            self.txn.fixed = true;
-        }
-        for statement in statements {
+        let statements = || survey.executed.iter().flat_map(|e| &e.plan.statements);
+        self.txn.fixed |= statements().nth(1).is_some();
+        for statement in statements() {
             match &statement.kind {
                 Kind::Transaction(Control::Begin { read_only, isolation }) => {
                     self.txn.read_only = *read_only;
@@ -844,9 +872,9 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&self, choice: &Choice, flight: &Flight, began: Instant) {
+    fn observe(&self, choice: &Choice, flight: &Flight, took: Duration) {
         if let Some(footprint) = &choice.footprint {
-            self.shard.count_query(footprint, choice.side, began.elapsed(), flight.sqlstate.as_ref());
+            self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
         }
     }
 }

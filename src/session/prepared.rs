@@ -35,14 +35,23 @@ pub struct Prepared<P> {
     pub columns: RefCell<Option<Rc<[u32]>>>,
     /// What executing it does.
     pub plan: P,
+    /// What it is called on servers under [`Naming::Content`].
+    pub content_name: Box<[u8]>,
 }
 
 impl<P> Prepared<P> {
+    /// A statement of the protocol's Parse.
+    pub fn new(number: u64, sql: &[u8], types: &[u8], plan: P) -> Self {
+        let content_name = format!("cf_{number}").into_bytes().into();
+        let columns = RefCell::default();
+        Self { number, sql: sql.into(), types: types.into(), name_span: None, columns, plan, content_name }
+    }
+
     /// What it is called on a server.
-    pub fn server_name<'a>(&self, client_name: &'a [u8], naming: Naming) -> std::borrow::Cow<'a, [u8]> {
+    pub fn server_name<'a>(&'a self, client_name: &'a [u8], naming: Naming) -> &'a [u8] {
         match naming {
-            Naming::Content if !client_name.is_empty() => format!("cf_{}", self.number).into_bytes().into(),
-            Naming::Content | Naming::Client => client_name.into(),
+            Naming::Content if !client_name.is_empty() => &self.content_name,
+            Naming::Content | Naming::Client => client_name,
         }
     }
 
@@ -373,16 +382,7 @@ mod tests {
 
     #[test]
     fn undo_restores_the_old_meaning() {
-        let statement = |number| {
-            Rc::new(Prepared {
-                number,
-                sql: Box::default(),
-                types: Box::default(),
-                name_span: None,
-                columns: RefCell::default(),
-                plan: (),
-            })
-        };
+        let statement = |number| Rc::new(Prepared::new(number, b"", b"", ()));
         let mut r = Registry::default();
         r.set(b"a", Some(statement(1)));
         r.settle();
@@ -396,8 +396,7 @@ mod tests {
 
     #[test]
     fn errors_speak_the_clients_language() {
-        let statement =
-            Prepared { number: 8, sql: Box::default(), types: Box::default(), name_span: None, plan: () };
+        let statement = Prepared::new(8, b"", b"", ());
         let mut registry = Registry::default();
         registry.set(b"st1", Some(Rc::new(statement)));
         let frame =
