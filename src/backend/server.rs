@@ -6,7 +6,7 @@ use std::{
     io,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
@@ -260,6 +260,16 @@ impl Server {
         }
     }
 
+    /// Says good-bye and closes: the server does not count the session as abandoned.
+    pub async fn close(mut self: Box<Self>) {
+        self.lease = None;
+        self.conn.output.clear();
+        put_terminate(&mut self.conn.output);
+        let buffers = Buffers::default();
+        let flush = poll_fn(|cx| self.conn.poll_flush(cx, &buffers));
+        let _ = tokio::time::timeout(GOODBYE, flush).await;
+    }
+
     /// Is nothing outstanding, so that another client may have it?
     pub fn is_clean(&self) -> bool {
         self.status == Status::Idle && self.conn.input.is_empty() && self.conn.output.is_empty()
@@ -306,6 +316,9 @@ fn row(body: &[u8]) -> Option<Vec<Option<String>>> {
     }
     Some(values)
 }
+
+/// How long a server may take to read the last message.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A Terminate frame.
 pub fn put_terminate(out: &mut BytesMut) {

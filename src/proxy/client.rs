@@ -133,7 +133,7 @@ impl Client {
             }
             self.shared.activity.set(Activity::Idle);
         };
-        self.leave(end).await;
+        Box::pin(self.leave(end)).await;
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -440,14 +440,14 @@ impl Client {
             return;
         }
         if !server.is_clean() || !self.pipeline.is_idle() || shard.is_draining() {
-            shard.close(server);
+            Shard::close(server);
             return;
         }
         tokio::task::spawn_local(async move {
             let gate = Rc::clone(&server.gate);
             gate.clear().await;
             if server.discard(&shard.buffers).await.is_ok() && server.is_clean() {
-                shard.give_back(&pool, server);
+                shard.give_back(&pool, server, Instant::now());
             }
         });
     }

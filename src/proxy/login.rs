@@ -165,8 +165,8 @@ async fn begin(
         Err(refused) => {
             let mut conn = Conn::new(login.stream, BytesMut::new());
             match &refused {
-                Refused::Server(frame) => conn.output.extend_from_slice(frame),
-                Refused::Unreachable(_) | Refused::Timeout | Refused::Cancelled => {
+                Refused::Server(frame) if is_well_formed(frame) => conn.output.extend_from_slice(frame),
+                Refused::Server(_) | Refused::Unreachable(_) | Refused::Timeout | Refused::Cancelled => {
                     unavailable(&refused).encode(login.id, &mut conn.output);
                 }
             }
@@ -291,18 +291,27 @@ async fn home(
     if mode == PoolMode::Session {
         return Ok(Some(server));
     }
-    shard.give_back(pool, server);
+    shard.give_back(pool, server, std::time::Instant::now());
     Ok(None)
+}
+
+/// Does the server's error have what drivers rely on?
+fn is_well_formed(error: &[u8]) -> bool {
+    let body = error.get(frame::HEADER..).unwrap_or_default();
+    frame::error_field(body, b'C').is_some_and(|code| code.len() == 5)
 }
 
 fn unavailable(refused: &Refused) -> ClientError {
     match refused {
+        Refused::Server(frame) => {
+            ClientError::fatal("08006", "the source refused the connection").detail(frame::error_text(frame))
+        }
         Refused::Unreachable(why) => {
             ClientError::fatal("08006", format!("the source cannot be reached: {why}"))
                 .hint("Is it running? crossfade connects again by itself.")
         }
         Refused::Timeout => last_words(Signal::QueryWait),
-        Refused::Server(_) | Refused::Cancelled => last_words(Signal::Stop),
+        Refused::Cancelled => last_words(Signal::Stop),
     }
 }
 

@@ -253,13 +253,19 @@ impl Client {
             }
             self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
+            let error = (message == Backend::Error).then(|| &server.conn.input[at..at + length]);
+            let renamed = error.and_then(|error| self.registry.error_in_clients_words(error));
             let mut lost = Vec::new();
-            match self.pipeline.answered(message, &mut lost) {
-                Reaction::Forward => at += length,
-                Reaction::Swallow => {
+            match (self.pipeline.answered(message, &mut lost), renamed) {
+                (Reaction::Forward, None) => at += length,
+                (reaction, renamed) => {
                     shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
                     server.conn.consume(length, &shard.buffers);
                     at = 0;
+                    if let (Reaction::Forward, Some(renamed)) = (reaction, renamed) {
+                        flight.answered = true;
+                        self.conn.output.extend_from_slice(&renamed);
+                    }
                 }
             }
             if !lost.is_empty() {
@@ -401,13 +407,12 @@ impl Client {
         let naming = self.naming();
         match flight.awaited.pop_front() {
             Some(Awaited::Prepare { name, statement }) => {
-                let on_server = statement.server_name(&name, naming);
-                server.known.set(&on_server, Some(statement.number));
+                server.known.set(statement.server_name(&name, naming), Some(statement.number));
                 self.registry.set(&name, Some(statement));
             }
             Some(Awaited::Deallocate { name }) => {
                 if let Some(statement) = self.registry.get(&name) {
-                    server.known.remove(&statement.server_name(&name, naming));
+                    server.known.remove(statement.server_name(&name, naming));
                 }
                 self.registry.set(&name, None);
             }
@@ -500,9 +505,9 @@ impl Client {
 
     /// One message more of an open batch: it stays where the batch is.
     fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
-        let survey = self.survey(length)?;
+        let mut survey = self.survey(length)?;
         self.stay_on(server.side, &survey)?;
-        self.translate(length, survey, server, flight)
+        self.translate(length, &mut survey, server, flight)
     }
 }
 

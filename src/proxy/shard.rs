@@ -6,10 +6,11 @@ use std::{
     future::poll_fn,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use tokio::sync::oneshot;
 
 use super::{
@@ -26,7 +27,7 @@ use crate::{
         budget::Permit,
         login,
         pool::{Pool, PoolKey, PoolLimits, Refused},
-        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults, put_terminate},
+        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults},
     },
     catalog::Catalog,
     config::Config,
@@ -56,6 +57,8 @@ pub(super) struct Shard {
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
     pub(super) stats: RefCell<StatsByUser>,
+    /// Messages that take the place of a client's while they are written.
+    pub(super) scratch: Cell<BytesMut>,
     interned: RefCell<Interned>,
     current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
@@ -83,6 +86,7 @@ impl Shard {
             clients: RefCell::default(),
             servers: RefCell::default(),
             stats: RefCell::default(),
+            scratch: Cell::default(),
             interned: RefCell::default(),
             current: RefCell::new(current),
             statements: Cell::new(0),
@@ -146,14 +150,7 @@ impl Shard {
         if interned.len() >= MAX_INTERNED {
             interned.retain(|_, statement| statement.strong_count() > 0);
         }
-        let statement = Rc::new(Prepared {
-            number: self.next_statement(),
-            sql: sql.into(),
-            types: types.into(),
-            name_span: None,
-            columns: RefCell::default(),
-            plan: RefCell::new(plan),
-        });
+        let statement = Rc::new(Prepared::new(self.next_statement(), sql, types, RefCell::new(plan)));
         interned.insert(key, Rc::downgrade(&statement));
         statement
     }
@@ -265,6 +262,19 @@ impl Shard {
         Ok(server)
     }
 
+    /// A live connection that is idle, if there is one and nobody waits for it.
+    pub(super) fn take_idle(&self, cx: &mut Context<'_>, pool: &Rc<Pool>) -> Option<Box<Server>> {
+        if self.global.is_paused(pool.key.side) {
+            return None;
+        }
+        loop {
+            let mut server = pool.try_take()?;
+            if server.is_alive(cx, &self.buffers) {
+                return Some(server);
+            }
+        }
+    }
+
     /// A live connection from the pool, within `wait`.
     pub(super) async fn checkout(
         &self,
@@ -275,12 +285,8 @@ impl Shard {
     ) -> Result<Box<Server>, Refused> {
         let began = Instant::now();
         loop {
-            let paused = self.global.is_paused(pool.key.side);
-            if !paused && let Some(mut server) = pool.try_take() {
-                if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
-                    return Ok(server);
-                }
-                continue;
+            if let Some(server) = poll_fn(|cx| Poll::Ready(self.take_idle(cx, pool))).await {
+                return Ok(server);
             }
             let take = async {
                 self.global.resumed(pool.key.side).await;
@@ -303,6 +309,7 @@ impl Shard {
                 () = deadline => Err(Refused::Timeout),
             };
             self.hot.borrow().pool_wait(pool.key.side, began.elapsed());
+            self.stats(&client.user, pool.key.side).wait(began.elapsed());
             let mut server = taken?;
             if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
                 return Ok(server);
@@ -311,33 +318,32 @@ impl Shard {
     }
 
     /// A connection whose client needs it no longer: to the next client, or closed.
-    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
+    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>, now: Instant) {
         let lifetime = self.current.borrow().config.timeouts.server_lifetime;
-        let old = lifetime.is_some_and(|d| server.opened.elapsed() >= d) && pool.counts().waiting == 0;
+        let old = lifetime.is_some_and(|d| now - server.opened >= d) && pool.counts().waiting == 0;
         if !server.is_clean() || old || self.is_draining() {
-            return self.close(server);
+            return Self::close(server);
         }
         if server.gate.is_clear() {
-            return pool.put(server);
+            if let Some(surplus) = pool.put(server, now) {
+                Self::close(surplus);
+            }
+            return;
         }
         let pool = Rc::clone(pool);
         tokio::task::spawn_local(async move {
             let gate: Rc<CancelGate> = Rc::clone(&server.gate);
             gate.clear().await;
-            pool.put(server);
+            if let Some(surplus) = pool.put(server, Instant::now()) {
+                Self::close(surplus);
+            }
         });
     }
 
-    /// Closes a connection politely: the server's log stays clean.
-    pub(super) fn close(self: &Rc<Self>, mut server: Box<Server>) {
-        let shard = Rc::clone(self);
+    /// Closes a connection politely.
+    pub(super) fn close(mut server: Box<Server>) {
         server.lease = None;
-        tokio::task::spawn_local(async move {
-            server.conn.output.clear();
-            put_terminate(&mut server.conn.output);
-            let flush = poll_fn(|cx| server.conn.poll_flush(cx, &shard.buffers));
-            let _ = tokio::time::timeout(GOODBYE, flush).await;
-        });
+        tokio::task::spawn_local(server.close());
     }
 
     /// Asks the server to cancel what it runs.
@@ -387,7 +393,7 @@ impl Shard {
     pub(super) fn drop_idle(self: &Rc<Self>) {
         let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
         for server in pools.iter().flat_map(|p| p.clear()) {
-            self.close(server);
+            Self::close(server);
         }
     }
 
@@ -419,7 +425,7 @@ impl Shard {
                 Poll::Ready(pool.sweep(cx, &self.buffers, t.server_idle, t.server_lifetime, keep))
             });
             for server in closing.await {
-                self.close(server);
+                Self::close(server);
             }
         }
         self.servers.borrow_mut().retain(|s| s.strong_count() > 0);
@@ -525,4 +531,3 @@ const DEFAULTS: &str = "SELECT pg_catalog.current_setting('search_path'), \
 const MAX_INTERNED: usize = 20_000;
 const SWEEP: Duration = Duration::from_millis(100);
 const SWEEPS_PER_LOOK: u32 = 10;
-const GOODBYE: Duration = Duration::from_secs(1);

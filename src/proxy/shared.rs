@@ -133,16 +133,19 @@ impl ClientShared {
         }
     }
 
-    /// What it was told, if anything; else it will be woken.
+    /// What it was told, if anything. It will be woken in either case: whoever lets a signal stand (a drain inside a
+    /// transaction) must hear of the next one.
     pub(super) fn listen(&self, cx: &Context<'_>) -> Option<Signal> {
-        if let Some(signal) = self.signal.get() {
-            return Some(signal);
-        }
         let mut waker = self.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
         }
-        None
+        self.signal.get()
+    }
+
+    /// What it was told, if anything, without waiting for more.
+    pub(super) fn told(&self) -> Option<Signal> {
+        self.signal.get()
     }
 
     /// Forgets a signal that was dealt with.

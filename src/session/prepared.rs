@@ -35,14 +35,23 @@ pub struct Prepared<P> {
     pub columns: RefCell<Option<Rc<[u32]>>>,
     /// What executing it does.
     pub plan: P,
+    /// What it is called on servers under [`Naming::Content`].
+    pub content_name: Box<[u8]>,
 }
 
 impl<P> Prepared<P> {
+    /// A statement of the protocol's Parse.
+    pub fn new(number: u64, sql: &[u8], types: &[u8], plan: P) -> Self {
+        let content_name = format!("cf_{number}").into_bytes().into();
+        let columns = RefCell::default();
+        Self { number, sql: sql.into(), types: types.into(), name_span: None, columns, plan, content_name }
+    }
+
     /// What it is called on a server.
-    pub fn server_name<'a>(&self, client_name: &'a [u8], naming: Naming) -> std::borrow::Cow<'a, [u8]> {
+    pub fn server_name<'a>(&'a self, client_name: &'a [u8], naming: Naming) -> &'a [u8] {
         match naming {
-            Naming::Content if !client_name.is_empty() => format!("cf_{}", self.number).into_bytes().into(),
-            Naming::Content | Naming::Client => client_name.into(),
+            Naming::Content if !client_name.is_empty() => &self.content_name,
+            Naming::Content | Naming::Client => client_name,
         }
     }
 
@@ -217,6 +226,21 @@ impl<P> Registry<P> {
         self.named.iter().map(|(n, s)| (&**n, s))
     }
 
+    /// An ErrorResponse frame that calls a statement `cf_<number>`, in the client's words; `None` when it names none of
+    /// its statements.
+    pub fn error_in_clients_words(&self, error: &[u8]) -> Option<Vec<u8>> {
+        const MARK: &[u8] = b"\"cf_";
+        let start = error.windows(MARK.len()).position(|w| w == MARK)?;
+        let digits = error[start + MARK.len()..].iter().take_while(|b| b.is_ascii_digit()).count();
+        let end = start + MARK.len() + digits;
+        let number: u64 = std::str::from_utf8(&error[start + MARK.len()..end]).ok()?.parse().ok()?;
+        let (name, _) = self.named.iter().find(|(_, s)| s.number == number)?;
+        let mut new = [&error[..=start], name, &error[end..]].concat();
+        let length = u32::try_from(new.len() - 1).ok()?;
+        new[1..5].copy_from_slice(&length.to_be_bytes());
+        Some(new)
+    }
+
     /// How many names are in use.
     pub fn len(&self) -> usize {
         self.named.len()
@@ -361,16 +385,7 @@ mod tests {
 
     #[test]
     fn undo_restores_the_old_meaning() {
-        let statement = |number| {
-            Rc::new(Prepared {
-                number,
-                sql: Box::default(),
-                types: Box::default(),
-                name_span: None,
-                columns: RefCell::default(),
-                plan: (),
-            })
-        };
+        let statement = |number| Rc::new(Prepared::new(number, b"", b"", ()));
         let mut r = Registry::default();
         r.set(b"a", Some(statement(1)));
         r.settle();
@@ -380,6 +395,23 @@ mod tests {
         r.undo(3);
         assert_eq!(r.get(b"a").map(|s| s.number), Some(1));
         assert!(r.get(b"").is_none());
+    }
+
+    #[test]
+    fn errors_speak_the_clients_language() {
+        let statement = Prepared::new(8, b"", b"", ());
+        let mut registry = Registry::default();
+        registry.set(b"st1", Some(Rc::new(statement)));
+        let frame = |text: &str| {
+            let mut out = bytes::BytesMut::new();
+            crate::wire::frame::put(&mut out, b'E', |b| b.extend_from_slice(text.as_bytes()));
+            out.to_vec()
+        };
+        let new = registry
+            .error_in_clients_words(&frame("C42P05\0Mprepared statement \"cf_8\" already exists\0\0"));
+        assert_eq!(new, Some(frame("C42P05\0Mprepared statement \"st1\" already exists\0\0")));
+        assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_9\"\0\0")), None);
+        assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_\"\0\0")), None);
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn no_machine_is_named() {
 #[test]
 fn links_lead_somewhere() {
     let mut found = Vec::new();
-    for file in files().iter().filter(|f| f.path.ends_with(".md")) {
+    for file in files().iter().filter(|f| f.is("md")) {
         let directory = root().join(&file.path);
         let directory = directory.parent().expect("a file is in a directory");
         for target in links(&file.text) {
@@ -132,7 +132,7 @@ fn compatibility_names_real_tests() {
     for quoted in document.text.split('`').skip(1).step_by(2) {
         let test = quoted.starts_with("case ")
             || quoted.contains("::")
-            || quoted.ends_with(".py")
+            || [Some("py"), Some("js")].contains(&quoted.rsplit_once('.').map(|(_, e)| e))
             || quoted.ends_with(".js");
         if test && !quoted.starts_with("::") {
             named += 1;
