@@ -14,6 +14,7 @@ use super::{
     plans::{Entry, SearchContext},
     shard::{Current, Shard},
     shared::{Activity, ClientShared, Signal},
+    stats::Stats,
 };
 use crate::{
     Side,
@@ -46,6 +47,8 @@ pub(super) struct Client {
     pub(super) shard: Rc<Shard>,
     /// By side.
     pub(super) pools: [Rc<Pool>; 2],
+    /// What its user did, by side.
+    pub(super) stats: [Rc<Stats>; 2],
     /// Connections it holds, by side.
     pub(super) servers: [Option<Box<Server>>; 2],
     /// What it has sent and not had answered.
@@ -204,7 +207,12 @@ impl Client {
                 self.shared.clear_signal();
                 None
             }
-            _ => Some(End::Error(last_words(signal))),
+            Signal::Kill
+            | Signal::Drain
+            | Signal::Stop
+            | Signal::ClientIdle
+            | Signal::IdleTransaction
+            | Signal::Transaction => Some(End::Error(last_words(signal))),
         }
     }
 
@@ -398,6 +406,9 @@ impl Client {
             End::Error(error) => Some(error),
             End::Gone | End::Io(_) | End::ServerSaid => None,
         };
+        if let End::Io(error) = &end {
+            tracing::debug!(client = self.id(), %error, "the client's socket failed");
+        }
         if let Some(error) = error {
             tracing::info!(client = self.id(), sqlstate = error.sqlstate, message = %error.message, "client ended");
             ClientError { fatal: true, ..error.clone() }.encode(self.id(), &mut self.conn.output);

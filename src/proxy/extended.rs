@@ -16,7 +16,7 @@ use crate::{
         pipeline::Expect,
         prepared::{self, Naming, Prepared},
     },
-    statement::{Kind, Plan},
+    statement::{Effect, Kind, Plan},
     wire::{
         conn::shift,
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -71,7 +71,7 @@ impl Client {
             };
             match Frontend::from_tag(tag) {
                 Some(Frontend::Parse) => {
-                    let Ok((name, sql, types)) = parse_fields(fields) else { continue };
+                    let Ok([name, sql, types]) = parse_fields(fields) else { continue };
                     let statement = self.prepare(name, sql, types);
                     survey.named.push(Rc::clone(&statement.plan.borrow()));
                     survey.parsed.push_back(Rc::clone(&statement));
@@ -197,17 +197,16 @@ impl Client {
         let mut fields = Fields(body);
         // What cannot be read is sent as it is: the server refuses it in its own words.
         match Frontend::from_tag(tag) {
-            Some(Frontend::Parse) => match parse_fields(fields) {
-                Ok((name, sql, types)) => match survey.parsed.pop_front() {
-                    Some(statement) => self.send_parse(name, (sql, types), statement, server, out),
-                    None => self.keep(Expect::Parse),
-                },
-                Err(_) => {
-                    self.registry.touch(b"");
-                    server.known.touch(b"");
-                    self.keep(Expect::Parse)
+            Some(Frontend::Parse) => {
+                if let Ok([name, sql, types]) = parse_fields(fields)
+                    && let Some(statement) = survey.parsed.pop_front()
+                {
+                    return self.send_parse(name, (sql, types), statement, server, out);
                 }
-            },
+                self.registry.touch(b"");
+                server.known.touch(b"");
+                self.keep(Expect::Parse)
+            }
             Some(Frontend::Bind) => {
                 let renamed = match (fields.cstr(), fields.cstr()) {
                     (Ok(portal), Ok(name)) => {
@@ -405,22 +404,17 @@ impl Client {
     /// Notes which command tags will change names or settings. `text` is that of a lone simple query.
     pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
         for statement in &plan.statements {
-            let awaited = match &statement.kind {
-                Kind::Prepare { name, inner } => {
-                    let text = if plan.statements.len() == 1 { text } else { None };
-                    match text.and_then(|t| self.prepare_sql(t, inner)) {
-                        Some(statement) => Awaited::Prepare { name: name.as_bytes().into(), statement },
-                        None => continue,
-                    }
-                }
-                Kind::Deallocate { name: Some(name) } => Awaited::Deallocate { name: name.as_bytes().into() },
-                Kind::Deallocate { name: None } => Awaited::DeallocateAll,
-                Kind::Session if statement.effects.contains(&crate::statement::Effect::DiscardAll) => {
-                    Awaited::DiscardAll
-                }
-                _ => continue,
+            let awaited = if let Kind::Prepare { name, inner } = &statement.kind {
+                let text = text.filter(|_| plan.statements.len() == 1);
+                let made = text.and_then(|t| self.prepare_sql(t, inner));
+                made.map(|statement| Awaited::Prepare { name: name.as_bytes().into(), statement })
+            } else if let Kind::Deallocate { name } = &statement.kind {
+                let one = |name: &String| Awaited::Deallocate { name: name.as_bytes().into() };
+                Some(name.as_ref().map_or(Awaited::DeallocateAll, one))
+            } else {
+                statement.effects.contains(&Effect::DiscardAll).then_some(Awaited::DiscardAll)
             };
-            flight.awaited.push_back(awaited);
+            flight.awaited.extend(awaited);
         }
     }
 }
@@ -434,8 +428,8 @@ fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {
 }
 
 /// Name, text and raw types of a Parse body.
-fn parse_fields(mut fields: Fields<'_>) -> Result<(&[u8], &[u8], &[u8]), Malformed> {
-    Ok((fields.cstr()?, fields.cstr()?, fields.0))
+fn parse_fields(mut fields: Fields<'_>) -> Result<[&[u8]; 3], Malformed> {
+    Ok([fields.cstr()?, fields.cstr()?, fields.0])
 }
 
 /// A scratch buffer that a long statement has grown beyond this is not kept.

@@ -12,6 +12,7 @@ use super::{
     extended::Survey,
     plans::Entry,
     relay::{Broken, Flight},
+    shard::Shard,
     shared::{Activity, Running, Signal},
 };
 use crate::{
@@ -196,10 +197,8 @@ impl Client {
                 Flight { retryable: choice.fallback.is_some(), aside: choice.aside, ..Flight::default() };
             let mut server = match self.checkout(choice.side).await {
                 Ok(server) => server,
-                Err(refused) => match self.fall_back(&mut choice, &refused) {
-                    true => continue,
-                    false => return Box::pin(self.not_served(choice.side, refused, unit)).await,
-                },
+                Err(refused) if self.fall_back(&mut choice, &refused) => continue,
+                Err(refused) => return Box::pin(self.not_served(choice.side, refused, unit)).await,
             };
             let broken = match self.send(unit, length, &mut survey, &mut server, &mut flight).await {
                 Ok(()) => self.exchange(&mut server, &mut flight).await.err(),
@@ -209,7 +208,12 @@ impl Client {
             match broken {
                 None => {
                     let now = Instant::now();
-                    self.observe(&choice, &flight, now - began);
+                    let traffic =
+                        [&mut self.conn, &mut server.conn].map(|conn| std::mem::take(&mut conn.traffic));
+                    self.observe(&choice, &flight, now - began, traffic);
+                    if self.txn.status == Status::Idle {
+                        server.info.transactions.set(server.info.transactions.get() + 1);
+                    }
                     if choice.aside {
                         return Box::pin(self.return_from_aside(server, &flight)).await;
                     }
@@ -266,7 +270,7 @@ impl Client {
                     return Err(End::ServerSaid);
                 }
                 ClientError::error("08006", format!("the {side} refused the connection"))
-                    .detail(crate::backend::server::error_text(&frame))
+                    .detail(frame::error_text(&frame))
             }
             Refused::Unreachable(why) => {
                 ClientError::error("08006", format!("could not open a {side} connection: {why}"))
@@ -328,10 +332,12 @@ impl Client {
             Some(server) => server,
             None => {
                 self.shared.activity.set(Activity::Waiting);
-                let limits = shard.pool_limits(&self.shared.user, &self.current.config);
+                let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
                 let wait = self.current.config.timeouts.query_wait;
+                let began = Instant::now();
                 let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
                 self.shared.activity.set(Activity::Active);
+                self.stats[side.index()].wait(began.elapsed());
                 server?
             }
         };
@@ -456,29 +462,27 @@ impl Client {
             self.await_tags(&entry.plan, None, flight);
             return Ok(false);
         };
-        let name = match &only.kind {
-            Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => name.clone().into_bytes(),
-            Kind::Prepare { name, .. } => {
-                self.await_tags(&entry.plan, Some(&text), flight);
-                let taken = self.registry.get(name.as_bytes()).is_some();
-                let new = match flight.awaited.front() {
-                    Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
-                        statement.server_name(name, self.naming()).to_vec()
-                    }
-                    _ => {
-                        self.make_known(name.as_bytes(), server).await?;
-                        self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
-                            s.server_name(name.as_bytes(), self.naming()).to_vec()
-                        })
-                    }
-                };
-                return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
-            }
-            _ => {
-                self.await_tags(&entry.plan, Some(&text), flight);
-                return Ok(false);
-            }
+        if let Kind::Prepare { name, .. } = &only.kind {
+            self.await_tags(&entry.plan, Some(&text), flight);
+            let taken = self.registry.get(name.as_bytes()).is_some();
+            let new = match flight.awaited.front() {
+                Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
+                    statement.server_name(name, self.naming()).to_vec()
+                }
+                _ => {
+                    self.make_known(name.as_bytes(), server).await?;
+                    self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
+                        s.server_name(name.as_bytes(), self.naming()).to_vec()
+                    })
+                }
+            };
+            return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
+        }
+        let (Kind::Execute { name } | Kind::Deallocate { name: Some(name) }) = &only.kind else {
+            self.await_tags(&entry.plan, Some(&text), flight);
+            return Ok(false);
         };
+        let name = name.clone().into_bytes();
         self.make_known(&name, server).await?;
         self.await_tags(&entry.plan, Some(&text), flight);
         let Some(statement) = self.registry.get(&name) else { return Ok(false) };
@@ -587,7 +591,7 @@ impl Client {
             )
         };
         let refused = |r: Refused| match r {
-            Refused::Server(frame) => failed(crate::backend::server::error_text(&frame)),
+            Refused::Server(frame) => failed(frame::error_text(&frame)),
             Refused::Unreachable(why) => failed(why.to_string()),
             Refused::Timeout => failed("no server connection became free in time".to_owned()),
             Refused::Cancelled => ClientError::error("57014", "canceling statement due to user request"),
@@ -800,11 +804,7 @@ impl Client {
                 }
                 Kind::Transaction(_) => self.note_prologue(survey),
                 Kind::Local => {
-                    for effect in &statement.effects {
-                        if let Effect::LocalSetting { name, value } = effect {
-                            self.note_mode(name, value.as_deref());
-                        }
-                    }
+                    statement.effects.iter().for_each(|effect| self.note_mode(effect));
                     self.note_prologue(survey);
                 }
                 // Settings are taken along when the block moves; of the rest nothing is known.
@@ -829,8 +829,9 @@ impl Client {
         }
     }
 
-    fn note_mode(&mut self, name: &str, value: Option<&str>) {
-        match (name, value) {
+    fn note_mode(&mut self, effect: &Effect) {
+        let Effect::LocalSetting { name, value } = effect else { return };
+        match (name.as_str(), value.as_deref()) {
             ("transaction_isolation", Some("read committed" | "read uncommitted")) => {
                 self.txn.isolation = Some(Isolation::ReadCommitted);
             }
@@ -872,7 +873,13 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&self, choice: &Choice, flight: &Flight, took: Duration) {
+    fn observe(&self, choice: &Choice, flight: &Flight, took: Duration, [client, server]: [[u64; 2]; 2]) {
+        let stats = &self.stats[choice.side.index()];
+        stats.query(took, flight.sqlstate.is_some(), server);
+        self.shard.count_bytes(client, choice.side, server);
+        if self.txn.status == Status::Idle {
+            stats.transaction(self.shared.transaction_since.get().map_or(took, |since| since.elapsed()));
+        }
         if let Some(footprint) = &choice.footprint {
             self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
         }
@@ -914,9 +921,7 @@ fn is_prologue(entry: &Rc<Entry>) -> bool {
 
 fn names_statement(statement: &crate::statement::Statement) -> bool {
     let discards = || statement.effects.contains(&Effect::DiscardAll);
-    match statement.kind {
-        Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. } => true,
-        Kind::Session => discards(),
-        _ => false,
-    }
+    let names =
+        matches!(statement.kind, Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. });
+    names || statement.kind == Kind::Session && discards()
 }

@@ -150,12 +150,15 @@ fn skip_space(sql: &[u8], mut at: usize) -> usize {
     }
 }
 
+/// A name, and what it meant before.
+type Before<P> = (Box<[u8]>, Option<Rc<Prepared<P>>>);
+
 /// What a client's names mean. Changes are undone when the server turns out to have skipped the message.
 #[derive(Debug)]
 pub struct Registry<P> {
     named: HashMap<Box<[u8]>, Rc<Prepared<P>>, BuildHasherDefault<Fnv>>,
     unnamed: Option<Rc<Prepared<P>>>,
-    undo: Vec<(Box<[u8]>, Option<Rc<Prepared<P>>>)>,
+    undo: Vec<Before<P>>,
 }
 
 impl<P> Default for Registry<P> {
