@@ -116,7 +116,6 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     if let Some(listener) = http {
         tokio::spawn(serve_http(Arc::clone(&global), listener, stopping.clone()));
     }
-    tokio::spawn(watchdog(Arc::clone(&global)));
     let _ = notify::notify(State::Ready);
     tracing::info!(
         addresses = ?config.listen.addresses, threads = threads.len(), version = env!("CARGO_PKG_VERSION"), "crossfade serves"
@@ -464,17 +463,6 @@ async fn watchdog(global: Arc<Global>, interval: Duration) {
         } else {
             tracing::error!("a data thread does not answer");
         }
-    }
-}
-
-/// Tells systemd, while every data thread answers. Goes on through a drain.
-async fn watchdog(global: Arc<Global>) {
-    let Some(interval) = notify::watchdog_interval() else { return };
-    let mut ticks = tokio::time::interval(interval);
-    loop {
-        ticks.tick().await;
-        global.on_every_shard(|_| ()).await;
-        let _ = notify::notify(State::Watchdog);
     }
 }
 
