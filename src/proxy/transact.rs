@@ -311,9 +311,12 @@ impl Client {
     /// Takes over a connection on which nothing has to be done first; `false` when something has.
     fn adopt(&self, server: &mut Server) -> bool {
         let stranger = server.last_client != self.id();
-        let here = self.unread.is_empty() || server.side == self.set_side;
-        let same =
-            || Rc::ptr_eq(&server.settings, &self.settings) || (here && server.settings == self.settings);
+        let same = || {
+            if !self.unread.is_empty() {
+                return server.side == self.set_side; // where they were set; elsewhere they must be read first
+            }
+            Rc::ptr_eq(&server.settings, &self.settings) || server.settings == self.settings
+        };
         if stranger && server.tainted || server.status == Status::Idle && !same() {
             return false;
         }
