@@ -227,7 +227,7 @@ fn client(
         held_side: None,
         txn: Transaction::default(),
         current: shard.current(),
-        context: shard.context(None, true),
+        context: shard.context(None, true, true),
         settings: Settings::default(),
         unread: Vec::new(),
         read_committed: true,
@@ -303,8 +303,9 @@ fn is_well_formed(error: &[u8]) -> bool {
 
 fn unavailable(refused: &Refused) -> ClientError {
     match refused {
-        Refused::Server(frame) => ClientError::fatal("08006", "the source refused the connection")
-            .detail(frame::error_text(frame)),
+        Refused::Server(frame) => {
+            ClientError::fatal("08006", "the source refused the connection").detail(frame::error_text(frame))
+        }
         Refused::Unreachable(why) => {
             ClientError::fatal("08006", format!("the source cannot be reached: {why}"))
                 .hint("Is it running? crossfade connects again by itself.")
