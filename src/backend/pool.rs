@@ -63,6 +63,9 @@ pub struct PoolLimits {
     pub retry: Duration,
 }
 
+/// ParameterStatus names and values.
+pub type Welcome = Rc<[(String, String)]>;
+
 /// The pool.
 pub struct Pool {
     /// What its connections have in common.
@@ -70,11 +73,12 @@ pub struct Pool {
     /// How they log in; the newest client's.
     pub credentials: RefCell<Credentials>,
     /// ParameterStatus values of a new session here, in the server's order and spelling.
-    pub welcome: RefCell<Option<Rc<[(String, String)]>>>,
+    pub welcome: RefCell<Option<Welcome>>,
     /// What a new session here starts with.
     pub defaults: RefCell<Rc<super::server::SessionDefaults>>,
     share: Arc<Share>,
     connect: Connect,
+    #[expect(clippy::vec_box, reason = "a server is large and changes hands: what moves is its address")]
     idle: RefCell<Vec<Box<Server>>>,
     waiters: RefCell<VecDeque<Waiter>>,
     opening: Cell<usize>,

@@ -151,19 +151,11 @@ impl CancelGate {
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
     /// The server refused it: the whole ErrorResponse frame.
-    #[error("{}", error_text(.0))]
+    #[error("{}", frame::error_text(.0))]
     Server(Vec<u8>),
     /// The connection broke.
     #[error("connection lost: {0}")]
     Io(#[from] io::Error),
-}
-
-/// Message and SQLSTATE of an ErrorResponse frame, for logs.
-pub fn error_text(error: &[u8]) -> String {
-    let body = error.get(frame::HEADER..).unwrap_or_default();
-    let field =
-        |code| String::from_utf8_lossy(frame::error_field(body, code).unwrap_or_default()).into_owned();
-    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
 }
 
 /// Rows of text values.
@@ -297,7 +289,7 @@ impl Answer {
         match tag {
             b'D' => self.rows.extend(row(body)),
             b'E' => {
-                tracing::debug!(%side, error = %error_text(frame), "a statement of crossfade's own failed");
+                tracing::debug!(%side, error = %frame::error_text(frame), "a statement of crossfade's own failed");
                 self.error.get_or_insert_with(|| frame.to_vec());
             }
             b'Z' => return Some(body.first().and_then(|&b| Status::from_byte(b)).unwrap_or(Status::Failed)),

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use super::{
     client::{Client, End, Statement},
     plans::Entry,
-    relay::{Awaited, Flight},
+    relay::{Awaited, Flight, Portal},
 };
 use crate::{
     Side,
@@ -16,7 +16,7 @@ use crate::{
         pipeline::Expect,
         prepared::{self, Naming, Prepared},
     },
-    statement::{Kind, Plan},
+    statement::{Effect, Kind, Plan},
     wire::{
         conn::shift,
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -33,8 +33,8 @@ pub(super) struct Survey {
     pub(super) executed: Vec<Rc<Entry>>,
     /// What it only prepares or describes.
     pub(super) named: Vec<Rc<Entry>>,
-    /// It binds a portal with a name: the transaction cannot move away from it.
-    pub(super) named_portal: bool,
+    /// It binds a portal with a name, or fetches from one in parts: the transaction cannot move away from it.
+    pub(super) portal: bool,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
     /// What the text of a simple query is, as it was found: EXECUTE has not been resolved.
@@ -71,7 +71,7 @@ impl Client {
             };
             match Frontend::from_tag(tag) {
                 Some(Frontend::Parse) => {
-                    let Ok((name, sql, types)) = parse_fields(fields) else { continue };
+                    let Ok([name, sql, types]) = parse_fields(fields) else { continue };
                     let statement = self.prepare(name, sql, types);
                     survey.named.push(Rc::clone(&statement.plan.borrow()));
                     survey.parsed.push_back(Rc::clone(&statement));
@@ -79,13 +79,16 @@ impl Client {
                 }
                 Some(Frontend::Bind) => {
                     let (Ok(portal), Ok(name)) = (fields.cstr(), fields.cstr()) else { continue };
-                    survey.named_portal |= !portal.is_empty();
+                    survey.portal |= !portal.is_empty();
                     if let Some(statement) = find(name, &names) {
                         let first = survey.executed.is_empty();
                         survey.text = (first && fields.0.starts_with(&[0, 0, 0, 0]))
                             .then(|| String::from_utf8_lossy(&statement.sql).into_owned());
                         survey.executed.push(self.resolve(&self.plan_of(&statement)));
                     }
+                }
+                Some(Frontend::Execute) => {
+                    survey.portal |= fields.cstr().is_ok() && fields.0 != [0; 4];
                 }
                 Some(Frontend::Describe) => {
                     let (Ok(b'S'), Ok(name)) = (fields.byte(), fields.cstr()) else { continue };
@@ -132,7 +135,11 @@ impl Client {
     }
 
     /// The statement that an SQL-level PREPARE makes. `text` is the whole of it.
-    pub(super) fn prepare_sql(&self, text: &[u8], inner: &crate::statement::Statement) -> Option<Rc<Statement>> {
+    pub(super) fn prepare_sql(
+        &self,
+        text: &[u8],
+        inner: &crate::statement::Statement,
+    ) -> Option<Rc<Statement>> {
         let span = prepared::name_span(text)?;
         let plan = Plan { statements: vec![inner.clone()], literal_dependent: true, fingerprint: 0 };
         let plan = RefCell::new(Entry::new(plan, u64::MAX));
@@ -155,7 +162,7 @@ impl Client {
             let Some((tag, size)) = frame::header(&self.conn.input[at..])? else { break };
             let input = std::mem::take(&mut self.conn.input);
             let body = &input[at + HEADER..at + size];
-            let translation = self.translate_one(tag, body, survey, server, &mut scratch);
+            let translation = self.translate_one((tag, body), survey, server, &mut scratch, flight);
             self.conn.input = input;
             match translation {
                 Translation::Keep => at += size,
@@ -181,29 +188,34 @@ impl Client {
 
     fn translate_one(
         &mut self,
-        tag: u8,
-        body: &[u8],
+        (tag, body): (u8, &[u8]),
         survey: &mut Survey,
         server: &mut Server,
         out: &mut BytesMut,
+        flight: &mut Flight,
     ) -> Translation {
         let mut fields = Fields(body);
         // What cannot be read is sent as it is: the server refuses it in its own words.
         match Frontend::from_tag(tag) {
-            Some(Frontend::Parse) => match parse_fields(fields) {
-                Ok((name, sql, types)) => match survey.parsed.pop_front() {
-                    Some(statement) => self.send_parse(name, (sql, types), statement, server, out),
-                    None => self.keep(Expect::Parse),
-                },
-                Err(_) => {
-                    self.registry.touch(b"");
-                    server.known.touch(b"");
-                    self.keep(Expect::Parse)
+            Some(Frontend::Parse) => {
+                if let Ok([name, sql, types]) = parse_fields(fields)
+                    && let Some(statement) = survey.parsed.pop_front()
+                {
+                    return self.send_parse(name, (sql, types), statement, server, out);
                 }
-            },
+                self.registry.touch(b"");
+                server.known.touch(b"");
+                self.keep(Expect::Parse)
+            }
             Some(Frontend::Bind) => {
                 let renamed = match (fields.cstr(), fields.cstr()) {
-                    (Ok(portal), Ok(name)) => self.ensure(name, server, out).map(|new| (portal, new)),
+                    (Ok(portal), Ok(name)) => {
+                        let renamed = self.ensure(name, server, out);
+                        if server.side == Side::Target {
+                            self.note_portal(portal, name, fields.0, out, flight);
+                        }
+                        renamed.map(|new| (portal, new))
+                    }
                     _ => None,
                 };
                 self.pipeline.sent(Expect::Bind);
@@ -218,10 +230,19 @@ impl Client {
                 Translation::Replace
             }
             Some(Frontend::Describe) => {
-                let renamed = match (fields.byte(), fields.cstr()) {
+                let (kind, name) = (fields.byte(), fields.cstr());
+                let renamed = match (kind, name) {
                     (Ok(b'S'), Ok(name)) => self.ensure(name, server, out),
                     _ => None,
                 };
+                if server.side == Side::Target && !self.pipeline.skips() {
+                    let statement = match (kind, name) {
+                        (Ok(b'S'), Ok(name)) => self.registry.get(name).cloned(),
+                        (Ok(b'P'), Ok(name)) => self.portals.get(name).map(|p| Rc::clone(&p.statement)),
+                        _ => None,
+                    };
+                    flight.described.push_back(statement);
+                }
                 self.pipeline.sent(Expect::Describe);
                 let Some(statement) = renamed else { return finish(out, tag, body) };
                 frame::put(out, b'D', |b| {
@@ -235,10 +256,44 @@ impl Client {
                 (Ok(b'S'), Ok(name)) => self.send_close(name, server),
                 _ => self.keep(Expect::ClosePortal),
             },
-            Some(Frontend::Execute) => self.keep(Expect::Execute),
+            Some(Frontend::Execute) => {
+                if server.side == Side::Target && !self.pipeline.skips() {
+                    let portal = fields.cstr().ok().and_then(|name| self.portals.get(name).cloned());
+                    flight.rows.push_back(portal);
+                }
+                self.keep(Expect::Execute)
+            }
             Some(Frontend::Sync) => self.keep(Expect::Sync),
             _ => Translation::Keep,
         }
+    }
+
+    /// Remembers a portal on the target whose binary rows may hold OIDs; asks for its columns if they are not known.
+    fn note_portal(
+        &mut self,
+        portal: &[u8],
+        name: &[u8],
+        rest: &[u8],
+        out: &mut BytesMut,
+        flight: &mut Flight,
+    ) {
+        self.portals.remove(portal);
+        if self.current.catalog.nested.shapes.is_empty() {
+            return;
+        }
+        let Some(statement) = self.registry.get(name).cloned() else { return };
+        let Some(formats) = oids::result_formats(rest).filter(|f| f.contains(&1)) else { return };
+        if statement.columns.borrow().is_none() {
+            let on_server = statement.server_name(name, self.naming());
+            frame::put(out, b'D', |b| {
+                b.extend_from_slice(b"S");
+                b.extend_from_slice(&on_server);
+                b.extend_from_slice(&[0]);
+            });
+            self.pipeline.sent(Expect::HiddenDescribe);
+            flight.described.push_back(Some(Rc::clone(&statement)));
+        }
+        self.portals.insert(portal.into(), Rc::new(Portal::new(statement, formats)));
     }
 
     fn keep(&mut self, expect: Expect) -> Translation {
@@ -299,7 +354,12 @@ impl Client {
 
     /// Makes sure that the server knows what the client means by `name`; messages for that are written to `out`.
     /// The statement, when it has another name there: that of its content.
-    pub(super) fn ensure(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Rc<Statement>> {
+    pub(super) fn ensure(
+        &mut self,
+        name: &[u8],
+        server: &mut Server,
+        out: &mut BytesMut,
+    ) -> Option<Rc<Statement>> {
         let statement = Rc::clone(self.registry.get(name)?);
         let on_server = statement.server_name(name, self.naming());
         match server.known.get(on_server) {
@@ -344,22 +404,17 @@ impl Client {
     /// Notes which command tags will change names or settings. `text` is that of a lone simple query.
     pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
         for statement in &plan.statements {
-            let awaited = match &statement.kind {
-                Kind::Prepare { name, inner } => {
-                    let text = if plan.statements.len() == 1 { text } else { None };
-                    match text.and_then(|t| self.prepare_sql(t, inner)) {
-                        Some(statement) => Awaited::Prepare { name: name.as_bytes().into(), statement },
-                        None => continue,
-                    }
-                }
-                Kind::Deallocate { name: Some(name) } => Awaited::Deallocate { name: name.as_bytes().into() },
-                Kind::Deallocate { name: None } => Awaited::DeallocateAll,
-                Kind::Session if statement.effects.contains(&crate::statement::Effect::DiscardAll) => {
-                    Awaited::DiscardAll
-                }
-                _ => continue,
+            let awaited = if let Kind::Prepare { name, inner } = &statement.kind {
+                let text = text.filter(|_| plan.statements.len() == 1);
+                let made = text.and_then(|t| self.prepare_sql(t, inner));
+                made.map(|statement| Awaited::Prepare { name: name.as_bytes().into(), statement })
+            } else if let Kind::Deallocate { name } = &statement.kind {
+                let one = |name: &String| Awaited::Deallocate { name: name.as_bytes().into() };
+                Some(name.as_ref().map_or(Awaited::DeallocateAll, one))
+            } else {
+                statement.effects.contains(&Effect::DiscardAll).then_some(Awaited::DiscardAll)
             };
-            flight.awaited.push_back(awaited);
+            flight.awaited.extend(awaited);
         }
     }
 }
@@ -373,8 +428,8 @@ fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {
 }
 
 /// Name, text and raw types of a Parse body.
-fn parse_fields(mut fields: Fields<'_>) -> Result<(&[u8], &[u8], &[u8]), Malformed> {
-    Ok((fields.cstr()?, fields.cstr()?, fields.0))
+fn parse_fields(mut fields: Fields<'_>) -> Result<[&[u8]; 3], Malformed> {
+    Ok([fields.cstr()?, fields.cstr()?, fields.0])
 }
 
 /// A scratch buffer that a long statement has grown beyond this is not kept.

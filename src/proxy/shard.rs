@@ -56,7 +56,7 @@ pub(super) struct Shard {
     pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
-    pub(super) stats: RefCell<HashMap<(Rc<str>, Side), Rc<Stats>>>,
+    pub(super) stats: RefCell<StatsByUser>,
     /// Messages that take the place of a client's while they are written.
     pub(super) scratch: Cell<BytesMut>,
     interned: RefCell<Interned>,
@@ -64,6 +64,9 @@ pub(super) struct Shard {
     statements: Cell<u64>,
     chance: Cell<u64>,
 }
+
+/// Totals of each user on each side.
+type StatsByUser = HashMap<(Rc<str>, Side), Rc<Stats>>;
 
 /// Statements by text and raw parameter types.
 type Interned = HashMap<(Box<[u8]>, Box<[u8]>), Weak<Statement>>;
@@ -124,11 +127,16 @@ impl Shard {
 
     pub(super) fn plan(&self, sql: &[u8], context: &SearchContext, current: &Current) -> Rc<Entry> {
         let limits = &current.config.limits;
-        let limits = PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
+        let limits =
+            PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
         self.plans.borrow_mut().get(sql, context, &current.catalog, limits)
     }
 
-    pub(super) fn context(&self, search_path: Option<Vec<String>>, standard_strings: bool) -> Rc<SearchContext> {
+    pub(super) fn context(
+        &self,
+        search_path: Option<Vec<String>>,
+        standard_strings: bool,
+    ) -> Rc<SearchContext> {
         self.plans.borrow_mut().context(search_path, standard_strings)
     }
 
@@ -153,7 +161,7 @@ impl Shard {
             pool.credentials.replace(credentials);
             return Rc::clone(pool);
         }
-        let share = self.global.budgets.share(key.side, &key.user);
+        let budget = self.global.budgets.share(key.side, &key.user);
         let shard = Rc::downgrade(self);
         let connect = Rc::new(move |pool, permit| -> std::pin::Pin<Box<dyn Future<Output = _>>> {
             let shard = shard.upgrade();
@@ -164,12 +172,12 @@ impl Shard {
                 }
             })
         });
-        let pool = Pool::new(key.clone(), credentials, share, connect);
+        let pool = Pool::new(key.clone(), credentials, budget, connect);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
         pool
     }
 
-    pub(super) fn pool_limits(&self, user: &str, config: &Config) -> PoolLimits {
+    pub(super) fn pool_limits(user: &str, config: &Config) -> PoolLimits {
         let size = config.auth.users.get(user).and_then(|u| u.pool_size).unwrap_or(config.pool.size);
         PoolLimits {
             user: size,
@@ -203,7 +211,11 @@ impl Shard {
                 tracing::warn!(%side, user = %key.user, %error, "could not open a server connection");
                 return Err(match error {
                     login::LoginError::Server(frame) => Refused::Server(frame.into()),
-                    other => unreachable(other.to_string()),
+                    login::LoginError::Io(_)
+                    | login::LoginError::Timeout
+                    | login::LoginError::Tls(_)
+                    | login::LoginError::Protocol(_)
+                    | login::LoginError::Refused(_) => unreachable(error.to_string()),
                 });
             }
         };
@@ -345,7 +357,14 @@ impl Shard {
         tokio::task::spawn_local(async move {
             let backend = &config.backends[running.side.index()];
             let timeouts = &config.timeouts;
-            let sent = backend::connection::cancel(backend, &tls, (running.process_id, &running.key), timeouts, timeouts.cancel_wait).await;
+            let sent = backend::connection::cancel(
+                backend,
+                &tls,
+                (running.process_id, &running.key),
+                timeouts,
+                timeouts.cancel_wait,
+            )
+            .await;
             if let Err(error) = sent {
                 tracing::debug!(side = %running.side, %error, "a cancel request did not get through");
             }
@@ -389,7 +408,7 @@ impl Shard {
                 client.check_deadline(now);
             }
             count = count.wrapping_add(1);
-            if count % SWEEPS_PER_LOOK == 0 {
+            if count.is_multiple_of(SWEEPS_PER_LOOK) {
                 let current = self.current();
                 self.sweep_pools(&current.config).await;
             }
@@ -414,7 +433,11 @@ impl Shard {
             let counts = pool.counts();
             Rc::strong_count(pool) > 2 || counts.idle + counts.active + counts.opening + counts.waiting > 0
         });
-        let plans = self.plans.borrow();
+        let mut plans = self.plans.borrow_mut();
+        let [hits, misses] = plans.take_lookups();
+        let hot = self.hot.borrow();
+        hot.plan_cache_hits.increment(hits);
+        hot.plan_cache_misses.increment(misses);
         self.global.plan_sizes.store(self.index, plans.size());
     }
 
@@ -435,12 +458,27 @@ impl Shard {
         }
     }
 
-    pub(super) fn count_query(&self, footprint: &Footprint, side: Side, took: Duration, error: Option<&[u8; 5]>) {
+    pub(super) fn count_query(
+        &self,
+        footprint: &Footprint,
+        side: Side,
+        took: Duration,
+        error: Option<&[u8; 5]>,
+    ) {
         let hot = self.hot.borrow();
         hot.query(repository(footprint), side, op(footprint), took);
         if let Some(sqlstate) = error {
             hot.error(repository(footprint), side, std::str::from_utf8(sqlstate).unwrap_or("XX000"));
         }
+    }
+
+    /// Bytes received from and sent to a client and a server.
+    pub(super) fn count_bytes(&self, client: [u64; 2], side: Side, server: [u64; 2]) {
+        let hot = self.hot.borrow();
+        hot.client_received.increment(client[0]);
+        hot.client_sent.increment(client[1]);
+        hot.backend_received[side.index()].increment(server[0]);
+        hot.backend_sent[side.index()].increment(server[1]);
     }
 
     pub(super) fn count_transaction(&self, side: Side, committed: bool) {
@@ -465,7 +503,14 @@ fn op(footprint: &Footprint) -> Op {
         Class::Control(_) => Op::Tx,
         _ if footprint.is_write() => Op::Write,
         Class::Read | Class::Introspection | Class::Cursor => Op::Read,
-        _ => Op::Other,
+        Class::Empty
+        | Class::Local
+        | Class::Session
+        | Class::Locking
+        | Class::Utility
+        | Class::Write
+        | Class::Code
+        | Class::Unknown(_) => Op::Other,
     }
 }
 

@@ -4,7 +4,7 @@
 //! is called `cf_<number>` on servers, by what it says, so clients share it and never see one another's;
 //! with [`Naming::Client`] (a session that keeps its server connections) it keeps its name.
 
-use std::{collections::HashMap, hash::BuildHasherDefault, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, hash::BuildHasherDefault, rc::Rc};
 
 use bytes::BytesMut;
 
@@ -31,6 +31,8 @@ pub struct Prepared<P> {
     pub types: Box<[u8]>,
     /// Where the name stands in `sql` when this is an SQL-level PREPARE.
     pub name_span: Option<std::ops::Range<usize>>,
+    /// Type OIDs of its columns on the target, once they are known.
+    pub columns: RefCell<Option<Rc<[u32]>>>,
     /// What executing it does.
     pub plan: P,
     /// What it is called on servers under [`Naming::Content`].
@@ -41,7 +43,8 @@ impl<P> Prepared<P> {
     /// A statement of the protocol's Parse.
     pub fn new(number: u64, sql: &[u8], types: &[u8], plan: P) -> Self {
         let content_name = format!("cf_{number}").into_bytes().into();
-        Self { number, sql: sql.into(), types: types.into(), name_span: None, plan, content_name }
+        let columns = RefCell::default();
+        Self { number, sql: sql.into(), types: types.into(), name_span: None, columns, plan, content_name }
     }
 
     /// What it is called on a server.
@@ -147,12 +150,15 @@ fn skip_space(sql: &[u8], mut at: usize) -> usize {
     }
 }
 
+/// A name, and what it meant before.
+type Before<P> = (Box<[u8]>, Option<Rc<Prepared<P>>>);
+
 /// What a client's names mean. Changes are undone when the server turns out to have skipped the message.
 #[derive(Debug)]
 pub struct Registry<P> {
     named: HashMap<Box<[u8]>, Rc<Prepared<P>>, BuildHasherDefault<Fnv>>,
     unnamed: Option<Rc<Prepared<P>>>,
-    undo: Vec<(Box<[u8]>, Option<Rc<Prepared<P>>>)>,
+    undo: Vec<Before<P>>,
 }
 
 impl<P> Default for Registry<P> {
@@ -218,6 +224,21 @@ impl<P> Registry<P> {
     /// All named statements.
     pub fn named(&self) -> impl Iterator<Item = (&[u8], &Rc<Prepared<P>>)> {
         self.named.iter().map(|(n, s)| (&**n, s))
+    }
+
+    /// An ErrorResponse frame that calls a statement `cf_<number>`, in the client's words; `None` when it names none of
+    /// its statements.
+    pub fn error_in_clients_words(&self, error: &[u8]) -> Option<Vec<u8>> {
+        const MARK: &[u8] = b"\"cf_";
+        let start = error.windows(MARK.len()).position(|w| w == MARK)?;
+        let digits = error[start + MARK.len()..].iter().take_while(|b| b.is_ascii_digit()).count();
+        let end = start + MARK.len() + digits;
+        let number: u64 = std::str::from_utf8(&error[start + MARK.len()..end]).ok()?.parse().ok()?;
+        let (name, _) = self.named.iter().find(|(_, s)| s.number == number)?;
+        let mut new = [&error[..=start], name, &error[end..]].concat();
+        let length = u32::try_from(new.len() - 1).ok()?;
+        new[1..5].copy_from_slice(&length.to_be_bytes());
+        Some(new)
     }
 
     /// How many names are in use.
@@ -374,6 +395,20 @@ mod tests {
         r.undo(3);
         assert_eq!(r.get(b"a").map(|s| s.number), Some(1));
         assert!(r.get(b"").is_none());
+    }
+
+    #[test]
+    fn errors_speak_the_clients_language() {
+        let statement = Prepared::new(8, b"", b"", ());
+        let mut registry = Registry::default();
+        registry.set(b"st1", Some(Rc::new(statement)));
+        let frame =
+            |text: &str| [&b"E"[..], &(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat();
+        let new = registry
+            .error_in_clients_words(&frame("C42P05\0Mprepared statement \"cf_8\" already exists\0\0"));
+        assert_eq!(new, Some(frame("C42P05\0Mprepared statement \"st1\" already exists\0\0")));
+        assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_9\"\0\0")), None);
+        assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_\"\0\0")), None);
     }
 
     #[test]
