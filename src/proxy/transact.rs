@@ -210,7 +210,7 @@ impl Client {
                     let now = Instant::now();
                     let traffic =
                         [&mut self.conn, &mut server.conn].map(|conn| std::mem::take(&mut conn.traffic));
-                    self.observe(&choice, &flight, now - began, traffic);
+                    self.observe(&choice, &flight, (now, now - began), traffic);
                     if self.txn.status == Status::Idle {
                         server.info.transactions.set(server.info.transactions.get() + 1);
                     }
@@ -331,18 +331,15 @@ impl Client {
         found: Option<Box<Server>>,
     ) -> Result<Box<Server>, Refused> {
         let shard = Rc::clone(&self.shard);
-        let mut server = match found {
-            Some(server) => server,
-            None => {
-                self.shared.activity.set(Activity::Waiting);
-                let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
-                let wait = self.current.config.timeouts.query_wait;
-                let began = Instant::now();
-                let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
-                self.shared.activity.set(Activity::Active);
-                self.stats[side.index()].wait(began.elapsed());
-                server?
-            }
+        let mut server = if let Some(server) = found {
+            server
+        } else {
+            self.shared.activity.set(Activity::Waiting);
+            let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
+            let wait = self.current.config.timeouts.query_wait;
+            let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
+            self.shared.activity.set(Activity::Active);
+            server?
         };
         let io = |e: QueryError| Refused::Unreachable(e.to_string().into());
         if server.last_client != self.id() {
@@ -614,7 +611,7 @@ impl Client {
         }
         let replayed = server.query(&prologue, &shard.buffers).await;
         if let Err(e) = replayed {
-            shard.close(server);
+            Shard::close(server);
             return Err(failed(e.to_string()));
         }
         self.servers[side.index()] = Some(server);
@@ -879,12 +876,18 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&self, choice: &Choice, flight: &Flight, took: Duration, [client, server]: [[u64; 2]; 2]) {
+    fn observe(
+        &self,
+        choice: &Choice,
+        flight: &Flight,
+        (now, took): (Instant, Duration),
+        [client, server]: [[u64; 2]; 2],
+    ) {
         let stats = &self.stats[choice.side.index()];
         stats.query(took, flight.sqlstate.is_some(), server);
         self.shard.count_bytes(client, choice.side, server);
         if self.txn.status == Status::Idle {
-            stats.transaction(self.shared.transaction_since.get().map_or(took, |since| since.elapsed()));
+            stats.transaction(self.shared.transaction_since.get().map_or(took, |since| now - since));
         }
         if let Some(footprint) = &choice.footprint {
             self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
