@@ -341,6 +341,6 @@ async fn relay_raw(mut conn: Conn, mut server: Server, seen: &ClientShared) {
 
 impl Global {
     fn count_cancel(&self, outcome: &'static str) {
-        self.metrics.counter(&crate::report::metrics::CANCEL_REQUESTS, &[outcome.into()]).increment(1);
+        self.metrics.add(&crate::report::metrics::CANCEL_REQUESTS, &[outcome.into()], 1);
     }
 }
