@@ -493,3 +493,19 @@ const MAX_BATCH: usize = 1 << 20;
 const MAX_UNSENT: usize = 1 << 20;
 /// How long last words may take.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of clients do nothing most of the time: each weighs what its state and its futures weigh.
+    #[test]
+    fn an_idle_client_is_small() {
+        fn future<A, F: Future>(_: impl Fn(A) -> F) -> usize {
+            size_of::<F>()
+        }
+        let task = future(|(shard, accepted)| crate::proxy::login::serve(shard, accepted));
+        let sizes = [task, future(Client::run), size_of::<Client>(), size_of::<ClientShared>()];
+        assert!(sizes.iter().sum::<usize>() <= 3 << 10, "{sizes:?} bytes: box what is rare");
+    }
+}

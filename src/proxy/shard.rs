@@ -136,8 +136,9 @@ impl Shard {
         &self,
         search_path: Option<Vec<String>>,
         standard_strings: bool,
+        ascii_safe: bool,
     ) -> Rc<SearchContext> {
-        self.plans.borrow_mut().context(search_path, standard_strings)
+        self.plans.borrow_mut().context(search_path, standard_strings, ascii_safe)
     }
 
     /// The one statement with this content: clients of this thread share it.

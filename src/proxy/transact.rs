@@ -311,9 +311,12 @@ impl Client {
     /// Takes over a connection on which nothing has to be done first; `false` when something has.
     fn adopt(&self, server: &mut Server) -> bool {
         let stranger = server.last_client != self.id();
-        let here = self.unread.is_empty() || server.side == self.set_side;
-        let same =
-            || Rc::ptr_eq(&server.settings, &self.settings) || (here && server.settings == self.settings);
+        let same = || {
+            if !self.unread.is_empty() {
+                return server.side == self.set_side; // where they were set; elsewhere they must be read first
+            }
+            Rc::ptr_eq(&server.settings, &self.settings) || server.settings == self.settings
+        };
         if stranger && server.tainted || server.status == Status::Idle && !same() {
             return false;
         }
@@ -409,7 +412,10 @@ impl Client {
             Some(role) => role,
             None => get("session_authorization").unwrap_or(&self.shared.user),
         };
-        self.context = self.shard.context(settings::search_path(path, user), strings);
+        let reported = parameters.iter().find(|(n, _)| n == "client_encoding").map(|(_, v)| v.as_str());
+        let encoding = get("client_encoding").or(reported).unwrap_or_default().to_ascii_uppercase();
+        let ascii_safe = !UNSAFE_ENCODINGS.contains(&encoding.as_str());
+        self.context = self.shard.context(settings::search_path(path, user), strings, ascii_safe);
         let isolation = get("default_transaction_isolation").unwrap_or(&defaults.isolation);
         self.read_committed = matches!(isolation, "read committed" | "read uncommitted");
     }
@@ -914,8 +920,12 @@ fn only_settings(statement: &crate::statement::Statement) -> bool {
     !statement.effects.is_empty() && statement.effects.iter().all(setting)
 }
 
-/// Settings that change what names mean.
-const CONTEXT: [&str; 4] = ["search_path", "standard_conforming_strings", "role", "session_authorization"];
+/// Settings that change how a text is read and what names mean.
+const CONTEXT: [&str; 5] =
+    ["search_path", "standard_conforming_strings", "client_encoding", "role", "session_authorization"];
+
+/// Client encodings in which the second byte of a letter may be ASCII (manual, 24.3: not allowed as a server encoding).
+const UNSAFE_ENCODINGS: [&str; 7] = ["BIG5", "GB18030", "GBK", "JOHAB", "SJIS", "SHIFT_JIS_2004", "UHC"];
 
 /// Must the text be kept, to be repeated where the transaction moves to?
 fn is_prologue(entry: &Rc<Entry>) -> bool {
