@@ -4,3 +4,4 @@ pub mod pipeline;
 pub mod prepared;
 pub mod settings;
 pub mod transaction;
+pub mod words;

@@ -44,6 +44,9 @@ pub struct Server {
     pub status: Status,
     /// Code whose effects on the session are not known has run: clean before another client gets it.
     pub tainted: bool,
+    /// Not for another client, whatever ReadyForQuery says: after a simple Query in an extended batch Postgres 18 says
+    /// that it is idle and then fails with XX000.
+    pub spent: bool,
     /// The client served last.
     pub last_client: u64,
     /// When it was opened.
@@ -243,6 +246,11 @@ impl Server {
     /// Notes that DISCARD ALL was done.
     pub fn forget(&mut self) {
         self.known.clear();
+        self.discarded();
+    }
+
+    /// The same, but for the names of prepared statements.
+    pub fn discarded(&mut self) {
         self.settings = Settings::default();
         self.tainted = false;
     }
@@ -270,7 +278,7 @@ impl Server {
 
     /// Is nothing outstanding, so that another client may have it?
     pub fn is_clean(&self) -> bool {
-        self.status == Status::Idle && self.conn.input.is_empty() && self.conn.output.is_empty()
+        !self.spent && self.status == Status::Idle && self.conn.input.is_empty() && self.conn.output.is_empty()
     }
 }
 

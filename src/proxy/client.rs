@@ -269,13 +269,26 @@ impl Client {
         let mut at = 0;
         loop {
             let input = &self.conn.input[at..];
-            let Some((tag, length)) = frame::header(input).map_err(|_| lost_sync())? else { return Ok(None) };
+            let Some((tag, length)) = frame::header(input).map_err(|_| lost_sync(self.id()))? else {
+                return Ok(None);
+            };
+            if length > MAX_POSTGRES {
+                return Err(lost_sync(self.id()));
+            }
             if length > self.current.config.limits.max_message_bytes.saturating_add(1) {
                 return Err(too_long(length, &self.current));
             }
             let whole = input.len() >= length;
-            let message = Frontend::from_tag(tag).ok_or_else(|| bad_tag(tag))?;
+            let message = match Frontend::from_tag(tag) {
+                Some(message) => message,
+                // What came before it is answered first.
+                None if at > 0 => return Ok(Some(Unit::Extended { length: at, complete: false })),
+                None => return Err(bad_tag(tag)),
+            };
             match message {
+                Frontend::Password if at > 0 => {
+                    return Ok(Some(Unit::Extended { length: at, complete: false }));
+                }
                 Frontend::Terminate => return Err(End::Gone),
                 Frontend::Password => return Err(bad_tag(tag)),
                 Frontend::Query | Frontend::FunctionCall if at == 0 => {
@@ -349,7 +362,7 @@ impl Client {
     async fn skip_to_sync(&mut self) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
         loop {
-            if let Some((tag, length)) = frame::header(&self.conn.input).map_err(|_| lost_sync())? {
+            if let Some((tag, length)) = frame::header(&self.conn.input).map_err(|_| lost_sync(self.id()))? {
                 if length > self.current.config.limits.max_message_bytes.saturating_add(1) {
                     return Err(too_long(length, &self.current));
                 }
@@ -387,17 +400,37 @@ impl Client {
             tracing::info!(client = self.id(), sqlstate = error.sqlstate, message = %error.message, "client ended");
             ClientError { fatal: true, ..error.clone() }.encode(self.id(), &mut self.conn.output);
         }
-        if matches!(end, End::Error(_) | End::ServerSaid) {
-            let flush = poll_fn(|cx| self.conn.poll_flush(cx, &shard.buffers));
-            let _ = tokio::time::timeout(GOODBYE, flush).await;
-            let close = poll_fn(|cx| {
-                tokio::io::AsyncWrite::poll_shutdown(std::pin::Pin::new(&mut self.conn.stream), cx)
-            });
-            let _ = tokio::time::timeout(GOODBYE, close).await;
-        }
         for side in Side::BOTH {
             if let Some(server) = self.servers[side.index()].take() {
                 self.retire(server);
+            }
+        }
+        if !matches!(end, End::Io(_)) && (!self.conn.output.is_empty() || !matches!(end, End::Gone)) {
+            let _ = tokio::time::timeout(GOODBYE, self.good_bye()).await;
+        }
+    }
+
+    /// Writes what is left and ends the stream. A socket that is closed with bytes unread is reset, and the reset
+    /// overtakes what was written: what the client has sent is read first.
+    async fn good_bye(&mut self) {
+        let shard = Rc::clone(&self.shard);
+        if poll_fn(|cx| self.conn.poll_flush(cx, &shard.buffers)).await.is_err() {
+            return;
+        }
+        let close =
+            poll_fn(|cx| tokio::io::AsyncWrite::poll_shutdown(std::pin::Pin::new(&mut self.conn.stream), cx));
+        let mut unread = !self.conn.input.is_empty();
+        let _ = close.await;
+        loop {
+            self.conn.input.clear();
+            let mut idle = !unread;
+            let read = poll_fn(|cx| match self.conn.poll_fill(cx, &shard.buffers) {
+                Poll::Pending if std::mem::take(&mut idle) => Poll::Ready(Ok(0)),
+                other => other,
+            });
+            match read.await {
+                Ok(n) if n > 0 => unread = true,
+                _ => return,
             }
         }
     }
@@ -446,8 +479,10 @@ pub(super) fn last_words(signal: Signal) -> ClientError {
     }
 }
 
-fn lost_sync() -> End {
-    End::Error(ClientError::fatal("08P01", "invalid message length"))
+/// A length that no message has: what follows cannot be read. Postgres closes the connection without a word.
+pub(super) fn lost_sync(client: u64) -> End {
+    tracing::info!(client, "invalid message length");
+    End::Gone
 }
 
 fn bad_tag(tag: u8) -> End {
@@ -466,5 +501,7 @@ fn too_long(length: usize, current: &Current) -> End {
 const MAX_BATCH: usize = 1 << 20;
 /// Answers not taken by the client beyond which no further unit is begun.
 const MAX_UNSENT: usize = 1 << 20;
+/// Postgres' own limit of a message's length, and the tag (`PQ_LARGE_MESSAGE_LIMIT`).
+const MAX_POSTGRES: usize = 0x3fff_fffe + 1;
 /// How long last words may take.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);

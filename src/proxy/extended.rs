@@ -15,8 +15,9 @@ use crate::{
     session::{
         pipeline::Expect,
         prepared::{self, Naming, Prepared},
+        transaction::Status,
     },
-    statement::{Kind, Plan},
+    statement::{Kind, Pin, Plan},
     wire::{
         conn::shift,
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -193,6 +194,9 @@ impl Client {
         out: &mut BytesMut,
     ) -> Translation {
         let mut fields = Fields(body);
+        if self.pipeline.skips() && tag != b'S' {
+            return Translation::Keep; // the server reads it and does nothing
+        }
         // What cannot be read is sent as it is: the server refuses it in its own words.
         match Frontend::from_tag(tag) {
             Some(Frontend::Parse) => match parse_fields(fields) {
@@ -200,11 +204,7 @@ impl Client {
                     Some(statement) => self.send_parse(name, (sql, types), statement, server, out),
                     None => self.keep(Expect::Parse),
                 },
-                Err(_) => {
-                    self.registry.touch(b"");
-                    server.known.touch(b"");
-                    self.keep(Expect::Parse)
-                }
+                Err(_) => self.keep(Expect::Malformed),
             },
             Some(Frontend::Bind) => {
                 let renamed = match (fields.cstr(), fields.cstr()) {
@@ -242,6 +242,10 @@ impl Client {
             },
             Some(Frontend::Execute) => self.keep(Expect::Execute),
             Some(Frontend::Sync) => self.keep(Expect::Sync),
+            Some(Frontend::CopyDone | Frontend::CopyFail) => {
+                self.pipeline.copy_ended();
+                Translation::Keep
+            }
             _ => Translation::Keep,
         }
     }
@@ -259,6 +263,8 @@ impl Client {
         server: &mut Server,
         out: &mut BytesMut,
     ) -> Translation {
+        let plan = Rc::clone(&statement.plan.borrow());
+        self.pin_names(&plan.plan, server, out);
         let naming = self.naming();
         let map = &self.current.catalog.type_source_to_target;
         let mapped = server.side == Side::Target && types.len() > 2 && !map.is_empty();
@@ -271,6 +277,13 @@ impl Client {
         };
         if !taken && naming == Naming::Content && server.known.get(&on_server) == Some(statement.number) {
             self.registry.set(name, Some(statement));
+            if self.txn.status == Status::Failed {
+                // Only the server knows whether a failed transaction takes it: asked under no name.
+                server.known.set(b"", None);
+                self.pipeline.sent(Expect::Parse);
+                frame::put_parse(out, b"", sql, types);
+                return Translation::Replace;
+            }
             self.pipeline.sent(Expect::OwnParseComplete);
             return Translation::Replace;
         }
@@ -338,6 +351,22 @@ impl Client {
         }
     }
 
+    /// SQL-level PREPARE, EXECUTE and DEALLOCATE whose text cannot be changed: from here on the session keeps its server
+    /// connection, and what they name is prepared there under the client's name.
+    pub(super) fn pin_names(&mut self, plan: &Plan, server: &mut Server, out: &mut BytesMut) {
+        if self.naming() == Naming::Client {
+            return;
+        }
+        for statement in &plan.statements {
+            if let Kind::Prepare { name, .. } | Kind::Execute { name } | Kind::Deallocate { name: Some(name) } =
+                &statement.kind
+            {
+                self.pin(Pin::PrepareInBatch);
+                self.ensure(name.as_bytes(), server, out);
+            }
+        }
+    }
+
     fn make_room(&mut self, server: &mut Server, out: &mut BytesMut) {
         if self.naming() == Naming::Client {
             return; // the application's own names: its own affair
@@ -382,5 +411,10 @@ fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {
 
 /// Name, text and raw types of a Parse body.
 fn parse_fields(mut fields: Fields<'_>) -> Result<(&[u8], &[u8], &[u8]), Malformed> {
-    Ok((fields.cstr()?, fields.cstr()?, fields.0))
+    let (name, sql) = (fields.cstr()?, fields.cstr()?);
+    let whole = |(count, oids): (&[u8; 2], &[u8])| oids.len() == 4 * usize::from(u16::from_be_bytes(*count));
+    match fields.0.split_first_chunk().is_some_and(whole) {
+        true => Ok((name, sql, fields.0)),
+        false => Err(Malformed("invalid message format")),
+    }
 }

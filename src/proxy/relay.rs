@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    client::{Client, End, last_words},
+    client::{Client, End, last_words, lost_sync},
     shared::Signal,
 };
 use crate::{
@@ -19,7 +19,9 @@ use crate::{
     error::ClientError,
     session::{
         pipeline::{Expect, Reaction},
+        prepared::Naming,
         transaction::Status,
+        words::{self, Moved},
     },
     wire::{
         conn::shift,
@@ -47,6 +49,12 @@ pub(super) struct Flight {
     pub(super) awaited: VecDeque<Awaited>,
     /// The tag of the last CommandComplete was `ROLLBACK`.
     pub(super) rolled_back: bool,
+    /// The text was sent with another name of a prepared statement in it: the client's name, and what that moved.
+    pub(super) renamed: Option<(Box<[u8]>, Moved)>,
+    /// What messages of the client executed that came after the unit was begun.
+    pub(super) later: Vec<Rc<super::plans::Entry>>,
+    /// The client broke the protocol: the server has been told, nothing more is read.
+    pub(super) deaf: bool,
 }
 
 /// What is done to names and settings once the server says that the statement was carried out.
@@ -103,7 +111,7 @@ impl Client {
                     Poll::Ready(Err(e)) => return Poll::Ready(Err(self.server_ended(Some(&e)))),
                     Poll::Ready(Ok(_)) => {
                         self.scan(server, flight)?;
-                        if self.pipeline.is_idle() {
+                        if self.is_over(server, flight) {
                             return Poll::Ready(Ok(()));
                         }
                         progress = true;
@@ -116,13 +124,19 @@ impl Client {
                 }
             }
             progress |= self.poll_client(cx, server, flight)?;
-            if self.pipeline.is_idle() && server.conn.output.is_empty() {
+            if self.is_over(server, flight) {
                 return Poll::Ready(Ok(()));
             }
             if !progress {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Nothing is outstanding, and the server is not in the middle of a message: CopyData of which half was sent when
+    /// the COPY failed must be sent to its end.
+    fn is_over(&self, server: &Server, flight: &Flight) -> bool {
+        self.pipeline.is_idle() && flight.feeding == 0 && server.conn.output.is_empty()
     }
 
     fn server_ended(&self, error: Option<&io::Error>) -> Broken {
@@ -158,7 +172,8 @@ impl Client {
         flight: &mut Flight,
     ) -> Result<bool, Broken> {
         let shard = Rc::clone(&self.shard);
-        let wanted = self.pipeline.is_open() || self.pipeline.copies_in();
+        let wanted =
+            !flight.deaf && (self.pipeline.is_open() || self.pipeline.copies_in() || flight.feeding > 0);
         if wanted && !server.conn.output.is_empty() {
             return Ok(false); // the server does not take what it was sent: no more for now
         }
@@ -208,8 +223,19 @@ impl Client {
                 break;
             }
             self.look(message, at..at + length, server, flight)?;
+            let words = match message {
+                Backend::Error => self.in_client_words(&server.conn.input[at..at + length], flight),
+                _ => None,
+            };
             let mut lost = Vec::new();
             match self.pipeline.answered(message, &mut lost) {
+                Reaction::Forward if words.is_some() => {
+                    shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
+                    server.conn.consume(length, &shard.buffers);
+                    self.conn.output.extend_from_slice(&words.unwrap_or_default());
+                    flight.answered = true;
+                    at = 0;
+                }
                 Reaction::Forward => at += length,
                 Reaction::Swallow => {
                     shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
@@ -248,6 +274,10 @@ impl Client {
                 flight.sqlstate = frame::error_field(body, b'C').and_then(|c| c.try_into().ok());
                 let severity = frame::error_field(body, b'V').or_else(|| frame::error_field(body, b'S'));
                 flight.fatal = severity.is_some_and(|s| s == b"FATAL" || s == b"PANIC");
+                // "cached plan must not change result type", in whatever language.
+                if frame::error_field(body, b'R') == Some(b"RevalidateCachedQuery") {
+                    self.registry.named().for_each(|(_, statement)| self.shard.disown(statement));
+                }
                 if flight.fatal && flight.retryable && !flight.answered {
                     return Err(Broken::Server(crate::backend::server::error_text(&server.conn.input[range])));
                 }
@@ -288,6 +318,23 @@ impl Client {
         Ok(())
     }
 
+    /// An error that speaks of a name or a text that is not the client's, made to speak of the client's.
+    fn in_client_words(&self, error: &[u8], flight: &Flight) -> Option<bytes::BytesMut> {
+        if self.naming() == Naming::Client && flight.renamed.is_none() {
+            return None;
+        }
+        let name_of = |number| {
+            if let Some((name, _)) = &flight.renamed {
+                return Some(name.to_vec());
+            }
+            let parse = self.pipeline.front() == Some(Expect::Parse);
+            let refused = || self.registry.pending_name(self.pipeline.changes_outstanding().0);
+            let name = if parse { refused() } else { self.registry.name_of(number) };
+            name.map(<[u8]>::to_vec)
+        };
+        words::in_client_words(error, name_of, flight.renamed.as_ref().map(|(_, moved)| *moved))
+    }
+
     /// An SQL-level PREPARE, DEALLOCATE or DISCARD was carried out.
     fn carried_out(&mut self, tag: &[u8], server: &mut Server, flight: &mut Flight) {
         let due = match flight.awaited.front() {
@@ -301,31 +348,31 @@ impl Client {
             return;
         }
         let naming = self.naming();
+        // What the client has sent behind it is noted already, and may still fail.
+        let (pending, on_server) = self.pipeline.changes_outstanding();
         match flight.awaited.pop_front() {
             Some(Awaited::Prepare { name, statement }) => {
-                let on_server = statement.server_name(&name, naming);
-                server.known.set(&on_server, Some(statement.number));
-                self.registry.set(&name, Some(statement));
+                server.known.set_before(on_server, &statement.server_name(&name, naming), Some(statement.number));
+                self.registry.set_before(pending, &name, Some(statement));
             }
             Some(Awaited::Deallocate { name }) => {
                 if let Some(statement) = self.registry.get(&name) {
-                    server.known.remove(&statement.server_name(&name, naming));
+                    server.known.set_before(on_server, &statement.server_name(&name, naming), None);
                 }
-                self.registry.set(&name, None);
+                self.registry.set_before(pending, &name, None);
             }
             Some(Awaited::DeallocateAll) => {
-                self.registry.clear();
-                server.known.clear();
+                self.registry.clear_before(pending);
+                server.known.clear_before(on_server);
             }
             Some(Awaited::DiscardAll) => {
-                self.registry.clear();
-                server.forget();
+                self.registry.clear_before(pending);
+                server.known.clear_before(on_server);
+                server.discarded();
                 self.discarded();
             }
             None => {}
         }
-        self.registry.settle();
-        server.known.settle();
     }
 
     /// Answers of our own whose turn has come; what stands before them (`at` bytes) goes first. The rest of `at`.
@@ -340,8 +387,21 @@ impl Client {
 
     /// The server skips these: names are again what they were.
     fn undo(&mut self, lost: &[Expect], server: &mut Server) {
-        self.registry.undo(lost.iter().filter(|e| e.changes_client()).count());
-        server.known.undo(lost.iter().filter(|e| e.changes_server()).count());
+        let client = lost.iter().filter(|e| e.changes_client()).count();
+        let on_server = lost.iter().filter(|e| e.changes_server()).count();
+        // A Parse of the unnamed statement destroys the one before it, also when it fails.
+        let failed = lost.first().copied();
+        let unnamed = failed == Some(Expect::Parse) && self.registry.pending_name(client) == Some(b"");
+        let parse = matches!(failed, Some(Expect::Parse | Expect::HiddenParse));
+        let unnamed_there = parse && server.known.pending_name(on_server) == Some(b"");
+        self.registry.undo(client);
+        server.known.undo(on_server);
+        if unnamed {
+            self.registry.drop_unnamed();
+        }
+        if unnamed_there {
+            server.known.remove(b"");
+        }
     }
 
     /// Sends on what the client said meanwhile.
@@ -359,10 +419,15 @@ impl Client {
             if !self.pipeline.is_open() && !self.pipeline.copies_in() {
                 return Ok(());
             }
-            let Some((tag, length)) = frame::header(&self.conn.input)? else { return Ok(()) };
-            let message = Frontend::from_tag(tag).ok_or_else(|| {
-                End::Error(ClientError::fatal("08P01", format!("invalid frontend message type {tag}")))
-            })?;
+            let Some((tag, length)) = frame::header(&self.conn.input).map_err(|_| lost_sync(self.id()))? else {
+                return Ok(());
+            };
+            let Some(message) = Frontend::from_tag(tag) else {
+                // The server refuses it in its own words, behind its other answers.
+                frame::put(&mut server.conn.output, tag, |_| {});
+                flight.deaf = true;
+                return Ok(());
+            };
             let copying = self.pipeline.copies_in();
             match message {
                 Frontend::Terminate => return Err(End::Gone),
@@ -380,11 +445,8 @@ impl Client {
                 // A COPY reads and ignores Sync and Flush; anything else is the server's to refuse.
                 _ if copying => {}
                 Frontend::Sync => self.pipeline.sent(Expect::Sync),
-                Frontend::Query => {
-                    self.registry.drop_unnamed();
-                    server.known.remove(b"");
-                    self.pipeline.sent(Expect::Query);
-                }
+                _ if self.pipeline.skips() => {} // and so does the server
+                Frontend::Query => self.query_in_batch(length, server, flight)?,
                 Frontend::FunctionCall => self.pipeline.sent(Expect::Function),
                 Frontend::Flush | Frontend::Password => {}
                 Frontend::Bind | Frontend::Close | Frontend::Describe | Frontend::Execute | Frontend::Parse => {
@@ -400,7 +462,28 @@ impl Client {
     fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
         let survey = self.survey(length)?;
         self.stay_on(server.side, &survey)?;
+        flight.later.extend(survey.executed.iter().map(Rc::clone));
         self.translate(length, survey, server, flight)
+    }
+
+    /// A simple Query behind extended messages without a Sync. The frame itself is the caller's to send.
+    fn query_in_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
+        let survey = self.survey_simple(length, false);
+        self.stay_on(server.side, &survey)?;
+        flight.later.extend(survey.executed.iter().map(Rc::clone));
+        if let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) {
+            let entry = self.shard.plan(text, &self.context, &self.current);
+            let text = text.to_vec();
+            let mut out = bytes::BytesMut::new();
+            self.pin_names(&entry.plan, server, &mut out);
+            server.conn.output.extend_from_slice(&out);
+            self.await_tags(&entry.plan, Some(&text), flight);
+        }
+        self.registry.set(b"", None);
+        server.known.set(b"", None);
+        self.pipeline.sent(Expect::QueryInBatch);
+        server.spent = true;
+        Ok(())
     }
 }
 

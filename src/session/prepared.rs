@@ -11,6 +11,9 @@ use bytes::BytesMut;
 use super::pipeline::{Expect, Pipeline};
 use crate::wire::frame;
 
+/// What names on servers begin with under [`Naming::Content`].
+pub const PREFIX: &str = "cf_";
+
 /// How statements are called on a server connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Naming {
@@ -39,7 +42,7 @@ impl<P> Prepared<P> {
     /// What it is called on a server.
     pub fn server_name<'a>(&self, client_name: &'a [u8], naming: Naming) -> std::borrow::Cow<'a, [u8]> {
         match naming {
-            Naming::Content if !client_name.is_empty() => format!("cf_{}", self.number).into_bytes().into(),
+            Naming::Content if !client_name.is_empty() => format!("{PREFIX}{}", self.number).into_bytes().into(),
             Naming::Content | Naming::Client => client_name.into(),
         }
     }
@@ -145,11 +148,13 @@ pub struct Registry<P> {
     named: HashMap<Box<[u8]>, Rc<Prepared<P>>, BuildHasherDefault<Fnv>>,
     unnamed: Option<Rc<Prepared<P>>>,
     undo: Vec<(Box<[u8]>, Option<Rc<Prepared<P>>>)>,
+    /// Names that DEALLOCATE took away while messages that use them were outstanding: errors may speak of them.
+    gone: Vec<(Box<[u8]>, u64)>,
 }
 
 impl<P> Default for Registry<P> {
     fn default() -> Self {
-        Self { named: HashMap::default(), unnamed: None, undo: Vec::new() }
+        Self { named: HashMap::default(), unnamed: None, undo: Vec::new(), gone: Vec::new() }
     }
 }
 
@@ -193,18 +198,58 @@ impl<P> Registry<P> {
     /// Everything sent so far was answered.
     pub fn settle(&mut self) {
         self.undo.clear();
+        self.gone.clear();
     }
 
-    /// A simple Query destroys the unnamed statement.
+    /// A simple Query, or a Parse that fails, destroys the unnamed statement.
     pub fn drop_unnamed(&mut self) {
         self.unnamed = None;
     }
 
-    /// DEALLOCATE ALL, DISCARD ALL: named ones only for the former.
-    pub fn clear(&mut self) {
-        self.named.clear();
-        self.unnamed = None;
-        self.undo.clear();
+    /// The name in the oldest of the last `pending` changes.
+    pub fn pending_name(&self, pending: usize) -> Option<&[u8]> {
+        let at = self.undo.len().checked_sub(pending)?;
+        self.undo.get(at).map(|(name, _)| &**name)
+    }
+
+    /// A change that the server has carried out before the last `pending` ones: no error can undo it.
+    pub fn set_before(&mut self, pending: usize, name: &[u8], statement: Option<Rc<Prepared<P>>>) {
+        let from = self.undo.len().saturating_sub(pending);
+        match self.undo[from..].iter_mut().find(|(n, _)| **n == *name) {
+            Some((_, old)) => *old = statement,
+            None => {
+                let old = self.put(name, statement);
+                self.gone.extend(old.map(|s| (name.into(), s.number)));
+            }
+        }
+    }
+
+    /// DEALLOCATE ALL or DISCARD ALL was carried out, before the last `pending` changes. Neither touches the unnamed
+    /// statement.
+    pub fn clear_before(&mut self, pending: usize) {
+        let from = self.undo.len().saturating_sub(pending);
+        let mut pending = self.undo.split_off(from);
+        for (name, statement) in std::mem::take(&mut self.named) {
+            if pending.iter().any(|(n, _)| *n == name) {
+                self.named.insert(name, statement);
+            } else {
+                self.gone.push((name, statement.number));
+            }
+        }
+        for i in 0..pending.len() {
+            let (earlier, rest) = pending.split_at_mut(i);
+            let (name, old) = &mut rest[0];
+            if !name.is_empty() && !earlier.iter().any(|(n, _)| n == name) {
+                *old = None;
+            }
+        }
+        self.undo = pending;
+    }
+
+    /// A name that stands for the statement of this number.
+    pub fn name_of(&self, number: u64) -> Option<&[u8]> {
+        let named = self.named.iter().find(|(_, s)| s.number == number).map(|(name, _)| &**name);
+        named.or_else(|| self.gone.iter().find(|(_, n)| *n == number).map(|(name, _)| &**name))
     }
 
     /// All named statements.
@@ -285,6 +330,36 @@ impl Known {
     /// Gone without an undo (a simple Query destroys the unnamed statement; SQL-level DEALLOCATE).
     pub fn remove(&mut self, name: &[u8]) {
         self.by_name.remove(name);
+    }
+
+    /// See [`Registry::pending_name`].
+    pub fn pending_name(&self, pending: usize) -> Option<&[u8]> {
+        let at = self.undo.len().checked_sub(pending)?;
+        self.undo.get(at).map(|(name, _)| &**name)
+    }
+
+    /// See [`Registry::set_before`].
+    pub fn set_before(&mut self, pending: usize, name: &[u8], number: Option<u64>) {
+        let from = self.undo.len().saturating_sub(pending);
+        match self.undo[from..].iter_mut().find(|(n, _)| **n == *name) {
+            Some((_, old)) => *old = number,
+            None => drop(self.put(name, number)),
+        }
+    }
+
+    /// See [`Registry::clear_before`].
+    pub fn clear_before(&mut self, pending: usize) {
+        let from = self.undo.len().saturating_sub(pending);
+        let mut pending = self.undo.split_off(from);
+        self.by_name.retain(|name, _| name.is_empty() || pending.iter().any(|(n, _)| n == name));
+        for i in 0..pending.len() {
+            let (earlier, rest) = pending.split_at_mut(i);
+            let (name, old) = &mut rest[0];
+            if !name.is_empty() && !earlier.iter().any(|(n, _)| n == name) {
+                *old = None;
+            }
+        }
+        self.undo = pending;
     }
 
     /// It knows nothing.
@@ -374,6 +449,24 @@ mod tests {
         r.undo(3);
         assert_eq!(r.get(b"a").map(|s| s.number), Some(1));
         assert!(r.get(b"").is_none());
+    }
+
+    #[test]
+    fn what_the_server_did_before_is_not_undone() {
+        let mut known = Known::default();
+        for (name, number) in [(&b"a"[..], 1), (b"b", 2), (b"", 3)] {
+            known.set(name, Some(number));
+        }
+        known.set(b"a", None); // outstanding: Close a, Parse a, Parse c
+        known.set(b"a", Some(4));
+        known.set(b"c", Some(5));
+        known.clear_before(3);
+        assert_eq!((known.get(b"a"), known.get(b"b"), known.get(b""), known.get(b"c")), (Some(4), None, Some(3), Some(5)));
+        known.set_before(3, b"a", Some(6));
+        known.set_before(3, b"d", Some(7));
+        assert_eq!(known.pending_name(1), Some(&b"c"[..]));
+        known.undo(3);
+        assert_eq!((known.get(b"a"), known.get(b"c"), known.get(b"d")), (Some(6), None, Some(7)));
     }
 
     #[test]
