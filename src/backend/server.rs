@@ -176,6 +176,7 @@ impl Server {
     /// Runs a statement of crossfade's own and reads its answer whole. Nothing of it reaches a client. Not for results
     /// of more than a few rows.
     pub async fn query(&mut self, sql: &str, buffers: &Buffers) -> Result<Rows, QueryError> {
+        self.known.remove(b""); // as every simple Query does
         frame::put_query(&mut self.conn.output, sql);
         self.settle_hidden(buffers).await
     }

@@ -263,8 +263,9 @@ impl Client {
         server: &mut Server,
         out: &mut BytesMut,
     ) -> Translation {
-        let plan = Rc::clone(&statement.plan.borrow());
-        self.pin_names(&plan.plan, server, out);
+        if self.naming() == Naming::Content && names_statements(&statement.plan.borrow().plan).next().is_some() {
+            self.pin(Pin::PrepareInBatch);
+        }
         let naming = self.naming();
         let map = &self.current.catalog.type_source_to_target;
         let mapped = server.side == Side::Target && types.len() > 2 && !map.is_empty();
@@ -279,7 +280,7 @@ impl Client {
             self.registry.set(name, Some(statement));
             if self.txn.status == Status::Failed {
                 // Only the server knows whether a failed transaction takes it: asked under no name.
-                server.known.set(b"", None);
+                server.known.set(b"", Some(prepared::NOBODYS));
                 self.pipeline.sent(Expect::Parse);
                 frame::put_parse(out, b"", sql, types);
                 return Translation::Replace;
@@ -291,6 +292,9 @@ impl Client {
             server.known.touch(&on_server);
             self.registry.touch(name);
         } else {
+            if !name.is_empty() {
+                self.forget_name(&on_server, server, out);
+            }
             self.make_room(server, out);
             server.known.set(&on_server, Some(statement.number));
             self.registry.set(name, Some(statement));
@@ -321,21 +325,41 @@ impl Client {
     /// Makes sure that the server knows what the client means by `name`; messages for that are written to `out`.
     /// The name it has there, when that is another.
     pub(super) fn ensure(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Vec<u8>> {
-        let statement = Rc::clone(self.registry.get(name)?);
+        let inner = self.registry.get(name).and_then(|statement| {
+            names_statements(&statement.plan.borrow().plan).next().map(|inner| inner.as_bytes().to_vec())
+        });
+        if let Some(inner) = inner.filter(|inner| inner != name) {
+            self.ensure_one(&inner, server, out); // the text of a Parse is EXECUTE
+        }
+        self.ensure_one(name, server, out)
+    }
+
+    fn ensure_one(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Vec<u8>> {
+        let Some(statement) = self.registry.get(name).map(Rc::clone) else {
+            // What the server knows by this name is another client's, or was closed on the other side.
+            self.forget_name(name, server, out);
+            return None;
+        };
         let on_server = statement.server_name(name, self.naming());
         match server.known.get(&on_server) {
             Some(number) if number == statement.number => {}
             other => {
                 if other.is_some() && !on_server.is_empty() {
-                    frame::put_close_statement(out, &on_server);
-                    server.known.set(&on_server, None);
-                    self.pipeline.sent(Expect::HiddenClose);
+                    self.forget_name(&on_server, server, out);
                 }
                 self.make_room(server, out);
                 self.put_statement(&statement, &on_server, server, out);
             }
         }
         (on_server != name).then(|| on_server.into_owned())
+    }
+
+    fn forget_name(&mut self, on_server: &[u8], server: &mut Server, out: &mut BytesMut) {
+        if server.known.get(on_server).is_some() {
+            frame::put_close_statement(out, on_server);
+            server.known.set(on_server, None);
+            self.pipeline.sent(Expect::HiddenClose);
+        }
     }
 
     fn put_statement(&mut self, statement: &Statement, name: &[u8], server: &mut Server, out: &mut BytesMut) {
@@ -354,16 +378,9 @@ impl Client {
     /// SQL-level PREPARE, EXECUTE and DEALLOCATE whose text cannot be changed: from here on the session keeps its server
     /// connection, and what they name is prepared there under the client's name.
     pub(super) fn pin_names(&mut self, plan: &Plan, server: &mut Server, out: &mut BytesMut) {
-        if self.naming() == Naming::Client {
-            return;
-        }
-        for statement in &plan.statements {
-            if let Kind::Prepare { name, .. } | Kind::Execute { name } | Kind::Deallocate { name: Some(name) } =
-                &statement.kind
-            {
-                self.pin(Pin::PrepareInBatch);
-                self.ensure(name.as_bytes(), server, out);
-            }
+        for name in names_statements(plan) {
+            self.pin(Pin::PrepareInBatch);
+            self.ensure(name.as_bytes(), server, out);
         }
     }
 
@@ -399,6 +416,14 @@ impl Client {
             flight.awaited.push_back(awaited);
         }
     }
+}
+
+/// Names of prepared statements in SQL.
+pub(super) fn names_statements(plan: &Plan) -> impl Iterator<Item = &str> {
+    plan.statements.iter().filter_map(|statement| match &statement.kind {
+        Kind::Prepare { name, .. } | Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => Some(&**name),
+        _ => None,
+    })
 }
 
 fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {

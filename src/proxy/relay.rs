@@ -16,10 +16,10 @@ use crate::{
     Side,
     backend::server::Server,
     catalog::Catalog,
+    config::PoolMode,
     error::ClientError,
     session::{
         pipeline::{Expect, Reaction},
-        prepared::Naming,
         transaction::Status,
         words::{self, Moved},
     },
@@ -320,7 +320,8 @@ impl Client {
 
     /// An error that speaks of a name or a text that is not the client's, made to speak of the client's.
     fn in_client_words(&self, error: &[u8], flight: &Flight) -> Option<bytes::BytesMut> {
-        if self.naming() == Naming::Client && flight.renamed.is_none() {
+        // A session that is pinned by now may have sent it when it was not.
+        if self.shared.mode == PoolMode::Session && flight.renamed.is_none() {
             return None;
         }
         let name_of = |number| {

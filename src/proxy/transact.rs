@@ -400,6 +400,9 @@ impl Client {
         let text = text.to_vec();
         let [only] = &entry.plan.statements[..] else {
             self.make_all_known(server).await?;
+            for name in super::extended::names_statements(&entry.plan) {
+                self.make_known(name.as_bytes(), server).await?;
+            }
             self.await_tags(&entry.plan, None, flight);
             return Ok(false);
         };
@@ -421,6 +424,9 @@ impl Client {
                             })
                     }
                 };
+                if !taken && server.known.get(&new).is_some() {
+                    self.make_known(name.as_bytes(), server).await?; // closed on the other side: here as well
+                }
                 return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server, flight));
             }
             _ => {

@@ -14,6 +14,9 @@ use crate::wire::frame;
 /// What names on servers begin with under [`Naming::Content`].
 pub const PREFIX: &str = "cf_";
 
+/// Number of a statement that no client made: it is closed before the name is used.
+pub const NOBODYS: u64 = u64::MAX;
+
 /// How statements are called on a server connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Naming {
@@ -55,7 +58,7 @@ impl<P> Prepared<P> {
             frame::put_parse(out, name, &self.sql, &self.types);
             return;
         };
-        known.set(b"", None);
+        known.set(b"", Some(NOBODYS));
         known.set(name, Some(self.number));
         frame::put_parse(out, b"", &renamed(&self.sql, span, name), &[0, 0]);
         frame::put(out, b'B', |b| b.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0]));
