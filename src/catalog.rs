@@ -26,6 +26,8 @@ pub struct Catalog {
     pub type_target_to_source: HashMap<u32, u32>,
     /// The inverse.
     pub type_source_to_target: HashMap<u32, u32>,
+    /// Types on the target whose binary values hold such OIDs.
+    pub nested: crate::wire::oids::Nested,
     /// The same for relations (`RowDescription` names the table of a column).
     pub class_target_to_source: HashMap<u32, u32>,
     /// `search_path` a new session of (user) gets, schemas in order with `$user` kept; the database's default is under "".
@@ -39,7 +41,7 @@ pub struct Catalog {
 pub struct Relation {
     /// `pg_class.relkind`.
     pub kind: RelationKind,
-    /// Partitioned table (or inheritance parent) it belongs to.
+    /// Partitioned table or inheritance parent it belongs to; of a sequence, the table that owns it.
     pub parent: Option<Table>,
     /// Base relations a view or its rules read; empty for tables.
     pub reads: Vec<Table>,

@@ -3,7 +3,6 @@
 //! Postgres' own grammar reads the text once ([`analyze`]); later steps look at the plan and never at
 //! the text again. What is not understood is [`Kind::Unknown`] with its reason, never a guess.
 
-pub mod normalize;
 mod access;
 mod builtin;
 mod call;
@@ -11,6 +10,7 @@ mod ddl;
 mod guard;
 mod name;
 mod node;
+pub mod normalize;
 mod order;
 pub(crate) mod sample;
 mod utility;
@@ -28,6 +28,14 @@ pub struct Plan {
     pub literal_dependent: bool,
     /// A label for statistics (`libpg_query`'s fingerprint of the whole text); never a routing key.
     pub fingerprint: u64,
+}
+
+impl Plan {
+    /// The plan of a text of `length` bytes that is not read.
+    pub fn unknown(why: Unknown, length: usize) -> Self {
+        let statements = vec![Statement::new(Kind::Unknown(why), 0..length)];
+        Self { statements, literal_dependent: true, fingerprint: 0 }
+    }
 }
 
 /// One statement of a text.

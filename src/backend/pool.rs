@@ -63,6 +63,9 @@ pub struct PoolLimits {
     pub retry: Duration,
 }
 
+/// ParameterStatus names and values.
+pub type Welcome = Rc<[(String, String)]>;
+
 /// The pool.
 pub struct Pool {
     /// What its connections have in common.
@@ -70,11 +73,12 @@ pub struct Pool {
     /// How they log in; the newest client's.
     pub credentials: RefCell<Credentials>,
     /// ParameterStatus values of a new session here, in the server's order and spelling.
-    pub welcome: RefCell<Option<Rc<[(String, String)]>>>,
+    pub welcome: RefCell<Option<Welcome>>,
     /// What a new session here starts with.
     pub defaults: RefCell<Rc<super::server::SessionDefaults>>,
     share: Arc<Share>,
     connect: Connect,
+    #[expect(clippy::vec_box, reason = "a server is large and changes hands: what moves is its address")]
     idle: RefCell<Vec<Box<Server>>>,
     waiters: RefCell<VecDeque<Waiter>>,
     opening: Cell<usize>,
@@ -132,15 +136,19 @@ impl Pool {
         }
         let (answer, mut result) = oneshot::channel();
         self.waiters.borrow_mut().push_back(Waiter { since: Instant::now(), answer });
-        let _wanted = Wanted::new(&self.share);
+        let began = Instant::now();
         loop {
-            self.grow(limits);
+            let room = self.grow(limits);
+            // Others close a connection for whoever announces himself: only when none is likely to come back here soon.
+            let none_here = self.active.get() + self.opening.get() == 0;
+            let starves = !room && (none_here || began.elapsed() >= PATIENCE);
+            let _wanted = starves.then(|| Wanted::new(&self.share));
             tokio::select! {
                 biased;
                 server = &mut result => return server.unwrap_or(Err(Refused::Cancelled)),
                 () = self.share.room.notified() => {}
                 // Room on the backend may have been made by another user's connection, which notifies only its own.
-                () = tokio::time::sleep(RECHECK) => {}
+                () = tokio::time::sleep(if room || starves { RECHECK } else { PATIENCE }) => {}
             }
         }
     }
@@ -151,26 +159,31 @@ impl Pool {
         (self.active.get() == 0 && self.opening.get() == 0 && at.elapsed() < retry).then(|| why.clone())
     }
 
-    /// Opens connections for those who wait, as far as the budget allows.
-    fn grow(self: &Rc<Self>, limits: PoolLimits) {
+    /// Opens connections for those who wait; `false` when the budget has no room for all of them.
+    fn grow(self: &Rc<Self>, limits: PoolLimits) -> bool {
         self.waiters.borrow_mut().retain(|w| !w.answer.is_closed());
         while self.opening.get() < self.waiters.borrow().len() {
-            let Some(permit) = self.share.take(limits.user, limits.side) else { return };
+            let Some(permit) = self.share.take(limits.user, limits.side) else { return false };
             self.opening.set(self.opening.get() + 1);
             let pool = Rc::clone(self);
             // A task of its own: a client that leaves must not take the half-open connection with it.
-            tokio::task::spawn_local(async move {
-                let opened = (pool.connect)(Rc::clone(&pool), permit).await;
-                pool.opening.set(pool.opening.get() - 1);
-                match opened {
-                    Ok(mut server) => {
-                        pool.last_failure.take();
-                        server.lease = Some(Lease::new(&pool.active));
-                        pool.put(Box::new(server));
-                    }
-                    Err(why) => pool.fail(&why),
+            tokio::task::spawn_local(pool.open(permit));
+        }
+        true
+    }
+
+    async fn open(self: Rc<Self>, permit: Permit) {
+        let opened = (self.connect)(Rc::clone(&self), permit).await;
+        self.opening.set(self.opening.get() - 1);
+        match opened {
+            Ok(mut server) => {
+                self.last_failure.take();
+                server.lease = Some(Lease::new(&self.active));
+                if let Some(surplus) = self.put(Box::new(server), Instant::now()) {
+                    surplus.close().await;
                 }
-            });
+            }
+            Err(why) => self.fail(&why),
         }
     }
 
@@ -190,12 +203,13 @@ impl Pool {
         self.waiters.borrow_mut().pop_front()
     }
 
-    /// Takes a clean connection back: the next in line gets it.
-    pub fn put(&self, mut server: Box<Server>) {
+    /// Takes a clean connection back: the next in line gets it. Returned when its room is wanted elsewhere: to be closed.
+    #[must_use]
+    pub fn put(&self, mut server: Box<Server>, now: Instant) -> Option<Box<Server>> {
         server.info.client.set(0);
         while let Some(waiter) = self.next_waiter() {
             match waiter.answer.send(Ok(server)) {
-                Ok(()) => return,
+                Ok(()) => return None,
                 Err(back) => match back {
                     Ok(mine) => server = mine,
                     Err(_) => unreachable!("a server was sent"),
@@ -204,10 +218,11 @@ impl Pool {
         }
         server.lease = None;
         if self.share.wanted.load(Ordering::Relaxed) > 0 {
-            return; // closed: another thread, or another set of parameters, waits for the room
+            return Some(server); // another thread, or another set of parameters, waits for the room
         }
-        server.info.used.set(Instant::now());
+        server.info.used.set(now);
         self.idle.borrow_mut().push(server);
+        None
     }
 
     /// Closes idle connections that are dead, too old, unused for too long, or wanted elsewhere. Returns those to close,
@@ -294,3 +309,6 @@ impl Drop for Wanted<'_> {
 
 /// How often a waiting client looks again for room that nobody told it of.
 const RECHECK: Duration = Duration::from_millis(50);
+/// How long a client waits for a connection of its own thread before one of another thread is closed for it. Without it
+/// threads that are busy by turns close and open connections all the time.
+const PATIENCE: Duration = Duration::from_millis(10);

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     future::poll_fn,
     io,
     rc::Rc,
@@ -13,6 +14,7 @@ use super::{
     plans::{Entry, SearchContext},
     shard::{Current, Shard},
     shared::{Activity, ClientShared, Signal},
+    stats::Stats,
 };
 use crate::{
     Side,
@@ -45,12 +47,18 @@ pub(super) struct Client {
     pub(super) shard: Rc<Shard>,
     /// By side.
     pub(super) pools: [Rc<Pool>; 2],
+    /// What its user did, by side.
+    pub(super) stats: [Rc<Stats>; 2],
     /// Connections it holds, by side.
     pub(super) servers: [Option<Box<Server>>; 2],
     /// What it has sent and not had answered.
     pub(super) pipeline: Pipeline,
     /// Its names of prepared statements.
     pub(super) registry: Registry<PlanCell>,
+    /// Its portals on the target whose binary rows may hold OIDs.
+    pub(super) portals: HashMap<Box<[u8]>, Rc<super::relay::Portal>>,
+    /// Where it holds cursors that outlive their transaction.
+    pub(super) held_side: Option<Side>,
     /// The transaction it is in.
     pub(super) txn: Transaction,
     /// Configuration and catalog; kept through a transaction.
@@ -69,6 +77,10 @@ pub(super) struct Client {
     pub(super) wrote_side: Option<Side>,
     /// Where it changed a setting last.
     pub(super) set_side: Side,
+    /// The last unit changed what names mean, inside a block.
+    pub(super) context_moved: bool,
+    /// What names mean is not what it will be after the block.
+    pub(super) context_local: bool,
     /// It has temporary tables.
     pub(super) temporary: bool,
 }
@@ -121,7 +133,7 @@ impl Client {
             }
             self.shared.activity.set(Activity::Idle);
         };
-        self.leave(end).await;
+        Box::pin(self.leave(end)).await;
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -140,7 +152,11 @@ impl Client {
     pub(super) fn pin(&self, why: Pin) {
         if self.shared.mode == PoolMode::Transaction && self.shared.pinned.get().is_none() {
             self.shared.pinned.set(Some(why));
-            tracing::debug!(client = self.id(), reason = why.name(), "session is pinned to its server connection");
+            tracing::debug!(
+                client = self.id(),
+                reason = why.name(),
+                "session is pinned to its server connection"
+            );
         }
     }
 
@@ -191,7 +207,12 @@ impl Client {
                 self.shared.clear_signal();
                 None
             }
-            _ => Some(End::Error(last_words(signal))),
+            Signal::Kill
+            | Signal::Drain
+            | Signal::Stop
+            | Signal::ClientIdle
+            | Signal::IdleTransaction
+            | Signal::Transaction => Some(End::Error(last_words(signal))),
         }
     }
 
@@ -349,9 +370,11 @@ impl Client {
 
     /// An error inside a transaction block fails the block, also when it is ours: whoever commits after it must not
     /// commit half.
-    async fn fail_block(&mut self) -> Result<(), End> {
+    pub(super) async fn fail_block(&mut self) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
-        let Some(server) = self.txn.side.and_then(|side| self.servers[side.index()].as_mut()) else { return Ok(()) };
+        let Some(server) = self.txn.side.and_then(|side| self.servers[side.index()].as_mut()) else {
+            return Ok(());
+        };
         // Fails in every block, and does nothing else.
         let _ = server.query("ROLLBACK TO SAVEPOINT \"crossfade refused a statement\"", &shard.buffers).await;
         self.txn.status = server.status;
@@ -396,6 +419,9 @@ impl Client {
             End::Error(error) => Some(error),
             End::Gone | End::Io(_) | End::ServerSaid => None,
         };
+        if let End::Io(error) = &end {
+            tracing::debug!(client = self.id(), %error, "the client's socket failed");
+        }
         if let Some(error) = error {
             tracing::info!(client = self.id(), sqlstate = error.sqlstate, message = %error.message, "client ended");
             ClientError { fatal: true, ..error.clone() }.encode(self.id(), &mut self.conn.output);
@@ -447,18 +473,17 @@ impl Client {
             return;
         }
         if !server.is_clean() || !self.pipeline.is_idle() || shard.is_draining() {
-            shard.close(server);
+            Shard::close(server);
             return;
         }
         tokio::task::spawn_local(async move {
             let gate = Rc::clone(&server.gate);
             gate.clear().await;
             if server.discard(&shard.buffers).await.is_ok() && server.is_clean() {
-                shard.give_back(&pool, server);
+                shard.give_back(&pool, server, Instant::now());
             }
         });
     }
-
 }
 
 /// What a client is told when it is ended from outside.
@@ -505,3 +530,19 @@ const MAX_UNSENT: usize = 1 << 20;
 const MAX_POSTGRES: usize = 0x3fff_fffe + 1;
 /// How long last words may take.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of clients do nothing most of the time: each weighs what its state and its futures weigh.
+    #[test]
+    fn an_idle_client_is_small() {
+        fn future<A, F: Future>(_: impl Fn(A) -> F) -> usize {
+            size_of::<F>()
+        }
+        let task = future(|(shard, accepted)| crate::proxy::login::serve(shard, accepted));
+        let sizes = [task, future(Client::run), size_of::<Client>(), size_of::<ClientShared>()];
+        assert!(sizes.iter().sum::<usize>() <= 3 << 10, "{sizes:?} bytes: box what is rare");
+    }
+}

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use super::{
     client::{Client, End, Statement},
     plans::Entry,
-    relay::{Awaited, Flight},
+    relay::{Awaited, Flight, Portal},
 };
 use crate::{
     Side,
@@ -17,7 +17,7 @@ use crate::{
         prepared::{self, Naming, Prepared},
         transaction::Status,
     },
-    statement::{Kind, Pin, Plan},
+    statement::{Effect, Kind, Pin, Plan},
     wire::{
         conn::shift,
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -34,10 +34,12 @@ pub(super) struct Survey {
     pub(super) executed: Vec<Rc<Entry>>,
     /// What it only prepares or describes.
     pub(super) named: Vec<Rc<Entry>>,
-    /// It binds a portal with a name: the transaction cannot move away from it.
-    pub(super) named_portal: bool,
+    /// It binds a portal with a name, or fetches from one in parts: the transaction cannot move away from it.
+    pub(super) portal: bool,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
+    /// What the text of a simple query is, as it was found: EXECUTE has not been resolved.
+    pub(super) query: Option<Rc<Entry>>,
 }
 
 /// What becomes of one client message.
@@ -70,7 +72,7 @@ impl Client {
             };
             match Frontend::from_tag(tag) {
                 Some(Frontend::Parse) => {
-                    let Ok((name, sql, types)) = parse_fields(fields) else { continue };
+                    let Ok([name, sql, types]) = parse_fields(fields) else { continue };
                     let statement = self.prepare(name, sql, types);
                     survey.named.push(Rc::clone(&statement.plan.borrow()));
                     survey.parsed.push_back(Rc::clone(&statement));
@@ -78,13 +80,16 @@ impl Client {
                 }
                 Some(Frontend::Bind) => {
                     let (Ok(portal), Ok(name)) = (fields.cstr(), fields.cstr()) else { continue };
-                    survey.named_portal |= !portal.is_empty();
+                    survey.portal |= !portal.is_empty();
                     if let Some(statement) = find(name, &names) {
                         let first = survey.executed.is_empty();
                         survey.text = (first && fields.0.starts_with(&[0, 0, 0, 0]))
                             .then(|| String::from_utf8_lossy(&statement.sql).into_owned());
                         survey.executed.push(self.resolve(&self.plan_of(&statement)));
                     }
+                }
+                Some(Frontend::Execute) => {
+                    survey.portal |= fields.cstr().is_ok() && fields.0 != [0; 4];
                 }
                 Some(Frontend::Describe) => {
                     let (Ok(b'S'), Ok(name)) = (fields.byte(), fields.cstr()) else { continue };
@@ -127,44 +132,38 @@ impl Client {
         if self.naming() == Naming::Content && !name.is_empty() {
             return self.shard.intern(sql, types, plan);
         }
-        Rc::new(Prepared {
-            number: self.shard.next_statement(),
-            sql: sql.into(),
-            types: types.into(),
-            name_span: None,
-            plan: RefCell::new(plan),
-        })
+        Rc::new(Prepared::new(self.shard.next_statement(), sql, types, RefCell::new(plan)))
     }
 
     /// The statement that an SQL-level PREPARE makes. `text` is the whole of it.
-    pub(super) fn prepare_sql(&self, text: &[u8], inner: &crate::statement::Statement) -> Option<Rc<Statement>> {
+    pub(super) fn prepare_sql(
+        &self,
+        text: &[u8],
+        inner: &crate::statement::Statement,
+    ) -> Option<Rc<Statement>> {
         let span = prepared::name_span(text)?;
         let plan = Plan { statements: vec![inner.clone()], literal_dependent: true, fingerprint: 0 };
-        Some(Rc::new(Prepared {
-            number: self.shard.next_statement(),
-            sql: text.into(),
-            types: Box::default(),
-            name_span: Some(span),
-            plan: RefCell::new(Entry::new(plan, u64::MAX)),
-        }))
+        let plan = RefCell::new(Entry::new(plan, u64::MAX));
+        let statement = Prepared::new(self.shard.next_statement(), text, b"", plan);
+        Some(Rc::new(Prepared { name_span: Some(span), ..statement }))
     }
 
     /// Moves the first `length` bytes of the input, whole extended messages, to the server.
     pub(super) fn translate(
         &mut self,
         mut length: usize,
-        mut survey: Survey,
+        survey: &mut Survey,
         server: &mut Server,
         flight: &mut Flight,
     ) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
         let mut at = 0;
-        let mut scratch = BytesMut::new();
+        let mut scratch = shard.scratch.take();
         while at < length {
             let Some((tag, size)) = frame::header(&self.conn.input[at..])? else { break };
             let input = std::mem::take(&mut self.conn.input);
             let body = &input[at + HEADER..at + size];
-            let translation = self.translate_one(tag, body, &mut survey, server, &mut scratch);
+            let translation = self.translate_one((tag, body), survey, server, &mut scratch, flight);
             self.conn.input = input;
             match translation {
                 Translation::Keep => at += size,
@@ -179,6 +178,9 @@ impl Client {
             }
         }
         shift(&mut self.conn.input, at, &mut server.conn.output, &shard.buffers);
+        if scratch.capacity() <= KEPT_SCRATCH {
+            shard.scratch.replace(scratch);
+        }
         for entry in &survey.executed {
             self.await_tags(&entry.plan, None, flight);
         }
@@ -187,11 +189,11 @@ impl Client {
 
     fn translate_one(
         &mut self,
-        tag: u8,
-        body: &[u8],
+        (tag, body): (u8, &[u8]),
         survey: &mut Survey,
         server: &mut Server,
         out: &mut BytesMut,
+        flight: &mut Flight,
     ) -> Translation {
         let mut fields = Fields(body);
         if self.pipeline.skips() && tag != b'S' {
@@ -199,22 +201,29 @@ impl Client {
         }
         // What cannot be read is sent as it is: the server refuses it in its own words.
         match Frontend::from_tag(tag) {
-            Some(Frontend::Parse) => match parse_fields(fields) {
-                Ok((name, sql, types)) => match survey.parsed.pop_front() {
-                    Some(statement) => self.send_parse(name, (sql, types), statement, server, out),
-                    None => self.keep(Expect::Parse),
-                },
-                Err(_) => self.keep(Expect::Malformed),
-            },
+            Some(Frontend::Parse) => {
+                if let Ok([name, sql, types]) = parse_fields(fields)
+                    && let Some(statement) = survey.parsed.pop_front()
+                {
+                    return self.send_parse(name, (sql, types), statement, server, out);
+                }
+                self.keep(Expect::Malformed)
+            }
             Some(Frontend::Bind) => {
                 let renamed = match (fields.cstr(), fields.cstr()) {
-                    (Ok(portal), Ok(name)) => self.ensure(name, server, out).map(|new| (portal, new)),
+                    (Ok(portal), Ok(name)) => {
+                        let renamed = self.ensure(name, server, out);
+                        if server.side == Side::Target {
+                            self.note_portal(portal, name, fields.0, out, flight);
+                        }
+                        renamed.map(|new| (portal, new))
+                    }
                     _ => None,
                 };
                 self.pipeline.sent(Expect::Bind);
-                let Some((portal, name)) = renamed else { return finish(out, tag, body) };
+                let Some((portal, statement)) = renamed else { return finish(out, tag, body) };
                 frame::put(out, b'B', |b| {
-                    for text in [portal, &name] {
+                    for text in [portal, &statement.content_name] {
                         b.extend_from_slice(text);
                         b.extend_from_slice(&[0]);
                     }
@@ -223,15 +232,24 @@ impl Client {
                 Translation::Replace
             }
             Some(Frontend::Describe) => {
-                let renamed = match (fields.byte(), fields.cstr()) {
+                let (kind, name) = (fields.byte(), fields.cstr());
+                let renamed = match (kind, name) {
                     (Ok(b'S'), Ok(name)) => self.ensure(name, server, out),
                     _ => None,
                 };
+                if server.side == Side::Target && !self.pipeline.skips() {
+                    let statement = match (kind, name) {
+                        (Ok(b'S'), Ok(name)) => self.registry.get(name).cloned(),
+                        (Ok(b'P'), Ok(name)) => self.portals.get(name).map(|p| Rc::clone(&p.statement)),
+                        _ => None,
+                    };
+                    flight.described.push_back(statement);
+                }
                 self.pipeline.sent(Expect::Describe);
-                let Some(name) = renamed else { return finish(out, tag, body) };
+                let Some(statement) = renamed else { return finish(out, tag, body) };
                 frame::put(out, b'D', |b| {
                     b.extend_from_slice(b"S");
-                    b.extend_from_slice(&name);
+                    b.extend_from_slice(&statement.content_name);
                     b.extend_from_slice(&[0]);
                 });
                 Translation::Replace
@@ -240,7 +258,13 @@ impl Client {
                 (Ok(b'S'), Ok(name)) => self.send_close(name, server),
                 _ => self.keep(Expect::ClosePortal),
             },
-            Some(Frontend::Execute) => self.keep(Expect::Execute),
+            Some(Frontend::Execute) => {
+                if server.side == Side::Target && !self.pipeline.skips() {
+                    let portal = fields.cstr().ok().and_then(|name| self.portals.get(name).cloned());
+                    flight.rows.push_back(portal);
+                }
+                self.keep(Expect::Execute)
+            }
             Some(Frontend::Sync) => self.keep(Expect::Sync),
             Some(Frontend::CopyDone | Frontend::CopyFail) => {
                 self.pipeline.copy_ended();
@@ -248,6 +272,34 @@ impl Client {
             }
             _ => Translation::Keep,
         }
+    }
+
+    /// Remembers a portal on the target whose binary rows may hold OIDs; asks for its columns if they are not known.
+    fn note_portal(
+        &mut self,
+        portal: &[u8],
+        name: &[u8],
+        rest: &[u8],
+        out: &mut BytesMut,
+        flight: &mut Flight,
+    ) {
+        self.portals.remove(portal);
+        if self.current.catalog.nested.shapes.is_empty() {
+            return;
+        }
+        let Some(statement) = self.registry.get(name).cloned() else { return };
+        let Some(formats) = oids::result_formats(rest).filter(|f| f.contains(&1)) else { return };
+        if statement.columns.borrow().is_none() {
+            let on_server = statement.server_name(name, self.naming());
+            frame::put(out, b'D', |b| {
+                b.extend_from_slice(b"S");
+                b.extend_from_slice(on_server);
+                b.extend_from_slice(&[0]);
+            });
+            self.pipeline.sent(Expect::HiddenDescribe);
+            flight.described.push_back(Some(Rc::clone(&statement)));
+        }
+        self.portals.insert(portal.into(), Rc::new(Portal::new(statement, formats)));
     }
 
     fn keep(&mut self, expect: Expect) -> Translation {
@@ -263,20 +315,17 @@ impl Client {
         server: &mut Server,
         out: &mut BytesMut,
     ) -> Translation {
-        if self.naming() == Naming::Content && names_statements(&statement.plan.borrow().plan).next().is_some() {
+        if self.naming() == Naming::Content && names_in(&statement.plan.borrow().plan).next().is_some() {
             self.pin(Pin::PrepareInBatch);
         }
         let naming = self.naming();
         let map = &self.current.catalog.type_source_to_target;
         let mapped = server.side == Side::Target && types.len() > 2 && !map.is_empty();
         let taken = !name.is_empty() && self.registry.get(name).is_some();
-        let on_server = if taken {
-            // Refused by the server, in its own words: the name is in use there, or is made so.
-            self.ensure(name, server, out).unwrap_or_else(|| name.to_vec())
-        } else {
-            statement.server_name(name, naming).into_owned()
-        };
-        if !taken && naming == Naming::Content && server.known.get(&on_server) == Some(statement.number) {
+        // A name that is taken is refused by the server, in its own words: it is in use there, or is made so.
+        let theirs = if taken { self.ensure(name, server, out) } else { Some(Rc::clone(&statement)) };
+        let on_server = theirs.as_ref().map_or(name, |s| s.server_name(name, naming));
+        if !taken && naming == Naming::Content && server.known.get(on_server) == Some(statement.number) {
             self.registry.set(name, Some(statement));
             if self.txn.status == Status::Failed {
                 // Only the server knows whether a failed transaction takes it: asked under no name.
@@ -289,14 +338,14 @@ impl Client {
             return Translation::Replace;
         }
         if taken {
-            server.known.touch(&on_server);
+            server.known.touch(on_server);
             self.registry.touch(name);
         } else {
             if !name.is_empty() {
-                self.forget_name(&on_server, server, out);
+                self.forget_name(on_server, server, out);
             }
             self.make_room(server, out);
-            server.known.set(&on_server, Some(statement.number));
+            server.known.set(on_server, Some(statement.number));
             self.registry.set(name, Some(statement));
         }
         self.pipeline.sent(Expect::Parse);
@@ -307,7 +356,7 @@ impl Client {
         if mapped {
             oids::list(&mut types, &self.current.catalog.type_source_to_target);
         }
-        frame::put_parse(out, &on_server, sql, &types);
+        frame::put_parse(out, on_server, sql, &types);
         Translation::Replace
     }
 
@@ -323,10 +372,15 @@ impl Client {
     }
 
     /// Makes sure that the server knows what the client means by `name`; messages for that are written to `out`.
-    /// The name it has there, when that is another.
-    pub(super) fn ensure(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Vec<u8>> {
+    /// The statement, when it has another name there: that of its content.
+    pub(super) fn ensure(
+        &mut self,
+        name: &[u8],
+        server: &mut Server,
+        out: &mut BytesMut,
+    ) -> Option<Rc<Statement>> {
         let inner = self.registry.get(name).and_then(|statement| {
-            names_statements(&statement.plan.borrow().plan).next().map(|inner| inner.as_bytes().to_vec())
+            names_in(&statement.plan.borrow().plan).next().map(|inner| inner.as_bytes().to_vec())
         });
         if let Some(inner) = inner.filter(|inner| inner != name) {
             self.ensure_one(&inner, server, out); // the text of a Parse is EXECUTE
@@ -334,24 +388,29 @@ impl Client {
         self.ensure_one(name, server, out)
     }
 
-    fn ensure_one(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Vec<u8>> {
+    fn ensure_one(
+        &mut self,
+        name: &[u8],
+        server: &mut Server,
+        out: &mut BytesMut,
+    ) -> Option<Rc<Statement>> {
         let Some(statement) = self.registry.get(name).map(Rc::clone) else {
             // What the server knows by this name is another client's, or was closed on the other side.
             self.forget_name(name, server, out);
             return None;
         };
         let on_server = statement.server_name(name, self.naming());
-        match server.known.get(&on_server) {
+        match server.known.get(on_server) {
             Some(number) if number == statement.number => {}
             other => {
                 if other.is_some() && !on_server.is_empty() {
-                    self.forget_name(&on_server, server, out);
+                    self.forget_name(on_server, server, out);
                 }
                 self.make_room(server, out);
-                self.put_statement(&statement, &on_server, server, out);
+                self.put_statement(&statement, on_server, server, out);
             }
         }
-        (on_server != name).then(|| on_server.into_owned())
+        if on_server == name { None } else { Some(statement) }
     }
 
     fn forget_name(&mut self, on_server: &[u8], server: &mut Server, out: &mut BytesMut) {
@@ -378,7 +437,7 @@ impl Client {
     /// SQL-level PREPARE, EXECUTE and DEALLOCATE whose text cannot be changed: from here on the session keeps its server
     /// connection, and what they name is prepared there under the client's name.
     pub(super) fn pin_names(&mut self, plan: &Plan, server: &mut Server, out: &mut BytesMut) {
-        for name in names_statements(plan) {
+        for name in names_in(plan) {
             self.pin(Pin::PrepareInBatch);
             self.ensure(name.as_bytes(), server, out);
         }
@@ -398,28 +457,23 @@ impl Client {
     /// Notes which command tags will change names or settings. `text` is that of a lone simple query.
     pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
         for statement in &plan.statements {
-            let awaited = match &statement.kind {
-                Kind::Prepare { name, inner } => {
-                    let text = if plan.statements.len() == 1 { text } else { None };
-                    match text.and_then(|t| self.prepare_sql(t, inner)) {
-                        Some(statement) => Awaited::Prepare { name: name.as_bytes().into(), statement },
-                        None => continue,
-                    }
-                }
-                Kind::Deallocate { name: Some(name) } => Awaited::Deallocate { name: name.as_bytes().into() },
-                Kind::Deallocate { name: None } => Awaited::DeallocateAll,
-                Kind::Session if statement.effects.contains(&crate::statement::Effect::DiscardAll) => {
-                    Awaited::DiscardAll
-                }
-                _ => continue,
+            let awaited = if let Kind::Prepare { name, inner } = &statement.kind {
+                let text = text.filter(|_| plan.statements.len() == 1);
+                let made = text.and_then(|t| self.prepare_sql(t, inner));
+                made.map(|statement| Awaited::Prepare { name: name.as_bytes().into(), statement })
+            } else if let Kind::Deallocate { name } = &statement.kind {
+                let one = |name: &String| Awaited::Deallocate { name: name.as_bytes().into() };
+                Some(name.as_ref().map_or(Awaited::DeallocateAll, one))
+            } else {
+                statement.effects.contains(&Effect::DiscardAll).then_some(Awaited::DiscardAll)
             };
-            flight.awaited.push_back(awaited);
+            flight.awaited.extend(awaited);
         }
     }
 }
 
 /// Names of prepared statements in SQL.
-pub(super) fn names_statements(plan: &Plan) -> impl Iterator<Item = &str> {
+pub(super) fn names_in(plan: &Plan) -> impl Iterator<Item = &str> {
     plan.statements.iter().filter_map(|statement| match &statement.kind {
         Kind::Prepare { name, .. } | Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => Some(&**name),
         _ => None,
@@ -435,11 +489,14 @@ fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {
 }
 
 /// Name, text and raw types of a Parse body.
-fn parse_fields(mut fields: Fields<'_>) -> Result<(&[u8], &[u8], &[u8]), Malformed> {
+fn parse_fields(mut fields: Fields<'_>) -> Result<[&[u8]; 3], Malformed> {
     let (name, sql) = (fields.cstr()?, fields.cstr()?);
     let whole = |(count, oids): (&[u8; 2], &[u8])| oids.len() == 4 * usize::from(u16::from_be_bytes(*count));
-    match fields.0.split_first_chunk().is_some_and(whole) {
-        true => Ok((name, sql, fields.0)),
-        false => Err(Malformed("invalid message format")),
+    if !fields.0.split_first_chunk().is_some_and(whole) {
+        return Err(Malformed("invalid message format"));
     }
+    Ok([name, sql, fields.0])
 }
+
+/// A scratch buffer that a long statement has grown beyond this is not kept.
+const KEPT_SCRATCH: usize = 64 << 10;

@@ -29,11 +29,7 @@ use crate::{
     },
     session::{pipeline::Pipeline, prepared::Registry, settings::Settings, transaction::Transaction},
     statement::Pin,
-    wire::{
-        conn::Conn,
-        frame,
-        stream::Stream,
-    },
+    wire::{conn::Conn, frame, stream::Stream},
 };
 
 /// Serves one accepted connection to its end.
@@ -74,13 +70,14 @@ pub(super) async fn serve(shard: Rc<Shard>, accepted: Accepted) {
 
 async fn console(shard: &Rc<Shard>, login: Login) {
     let admin = &shard.current().config.admin;
-    let is = |list: &[String]| list.iter().any(|u| *u == login.user);
+    let is = |list: &[String]| list.contains(&login.user);
     let role = match (is(&admin.admin_users), is(&admin.stats_users)) {
         (true, _) => Role::Admin,
         (false, true) => Role::Stats,
         (false, false) => {
-            let error = ClientError::fatal("28000", format!("user \"{}\" may not use the console", login.user))
-                .hint("Name the user in admin.admin_users or admin.stats_users.");
+            let error =
+                ClientError::fatal("28000", format!("user \"{}\" may not use the console", login.user))
+                    .hint("Name the user in admin.admin_users or admin.stats_users.");
             return last(login.stream, login.id, &error).await;
         }
     };
@@ -88,9 +85,9 @@ async fn console(shard: &Rc<Shard>, login: Login) {
     let process_id = random_key(&mut key);
     let caller = Caller { user: &login.user, role, client: login.id, process_id };
     let console = Console { global: Arc::clone(&shard.global) };
-    let shared = ClientShared::new(login.id, &login, PoolMode::Session, process_id);
-    shard.clients.borrow_mut().insert(login.id, Rc::clone(&shared));
-    let stop = std::future::poll_fn(|cx| match shared.listen(cx) {
+    let seen = ClientShared::new(login.id, &login, PoolMode::Session, process_id);
+    shard.clients.borrow_mut().insert(login.id, Rc::clone(&seen));
+    let stop = std::future::poll_fn(|cx| match seen.listen(cx) {
         Some(Signal::Kill | Signal::Drain | Signal::Stop) => std::task::Poll::Ready(()),
         _ => std::task::Poll::Pending,
     });
@@ -126,12 +123,16 @@ fn random_key(key: &mut [u8]) -> i32 {
 
 /// What `replication` asks for; `None`: nothing.
 fn replication(login: &Login) -> bool {
-    let value = login.parameters.iter().find(|(n, _)| n == "replication").map(|(_, v)| v.to_ascii_lowercase());
+    let value =
+        login.parameters.iter().find(|(n, _)| n == "replication").map(|(_, v)| v.to_ascii_lowercase());
     value.is_some_and(|v| !["false", "off", "no", "0", "f", "n"].contains(&v.as_str()))
 }
 
 /// Sets the client's session up and tells it all that a server would.
-async fn begin(shard: &Rc<Shard>, login: Login) -> Option<(Box<Client>, crate::frontend::limits::ClientSlot)> {
+async fn begin(
+    shard: &Rc<Shard>,
+    login: Login,
+) -> Option<(Box<Client>, crate::frontend::limits::ClientSlot)> {
     let current = shard.current();
     let config = &current.config;
     let database = &config.backends[Side::Source.index()].database;
@@ -163,9 +164,11 @@ async fn begin(shard: &Rc<Shard>, login: Login) -> Option<(Box<Client>, crate::f
         Ok(home) => home,
         Err(refused) => {
             let mut conn = Conn::new(login.stream, BytesMut::new());
-            match refused {
-                Refused::Server(frame) => conn.output.extend_from_slice(&frame),
-                other => unavailable(&other).encode(login.id, &mut conn.output),
+            match &refused {
+                Refused::Server(frame) if is_well_formed(frame) => conn.output.extend_from_slice(frame),
+                Refused::Server(_) | Refused::Unreachable(_) | Refused::Timeout | Refused::Cancelled => {
+                    unavailable(&refused).encode(login.id, &mut conn.output);
+                }
             }
             say(conn).await;
             return None;
@@ -176,15 +179,15 @@ async fn begin(shard: &Rc<Shard>, login: Login) -> Option<(Box<Client>, crate::f
         process_id = server.process_id;
         key = server.key.to_vec();
     }
-    let shared = ClientShared::new(login.id, &login, mode, process_id);
-    shard.clients.borrow_mut().insert(login.id, Rc::clone(&shared));
+    let seen = ClientShared::new(login.id, &login, mode, process_id);
+    shard.clients.borrow_mut().insert(login.id, Rc::clone(&seen));
     shard.global.register_cancel(process_id, &key, shard.index, login.id);
     let mut conn = Conn::new(login.stream, login.rest.as_slice().into());
     let welcome: Rc<[(String, String)]> = match &home {
         Some(server) => server.parameters.as_slice().into(),
         None => pools[0].welcome.borrow().clone().unwrap_or_default(),
     };
-    let own_name = ("application_name".to_owned(), shared.application_name.clone());
+    let own_name = ("application_name".to_owned(), seen.application_name.clone());
     for (name, value) in welcome.iter() {
         let value = if mode == PoolMode::Transaction && *name == own_name.0 { &own_name.1 } else { value };
         frame::put_parameter_status(&mut conn.output, name, value);
@@ -194,20 +197,20 @@ async fn begin(shard: &Rc<Shard>, login: Login) -> Option<(Box<Client>, crate::f
     tracing::debug!(client = login.id, user = %login.user, peer = %login.peer, "client logged in");
     if replicates {
         if let Some(server) = home {
-            relay_raw(shard, conn, *server, &shared).await;
+            relay_raw(conn, *server, &seen).await;
         }
         shard.clients.borrow_mut().remove(&login.id);
         shard.global.forget_cancel(process_id, login.id);
         return None;
     }
-    let client = client(shard, conn, shared, pools, home, own_name);
+    let client = client(shard, conn, seen, pools, home, own_name);
     Some((Box::new(client), login.slot))
 }
 
 fn client(
     shard: &Rc<Shard>,
     conn: Conn,
-    shared: Rc<ClientShared>,
+    seen: Rc<ClientShared>,
     pools: [Rc<Pool>; 2],
     home: Option<Box<Server>>,
     own_name: (String, String),
@@ -215,21 +218,26 @@ fn client(
     let mut client = Client {
         conn,
         shard: Rc::clone(shard),
+        stats: Side::BOTH.map(|side| shard.stats(&seen.user, side)),
         pools,
         servers: [None, None],
         pipeline: Pipeline::default(),
         registry: Registry::default(),
+        portals: std::collections::HashMap::new(),
+        held_side: None,
         txn: Transaction::default(),
         current: shard.current(),
-        context: shard.context(None, true),
+        context: shard.context(None, true, true),
         settings: Settings::default(),
         unread: Vec::new(),
         read_committed: true,
         wrote_at: None,
         wrote_side: None,
         set_side: Side::Source,
+        context_moved: false,
+        context_local: false,
         temporary: false,
-        shared,
+        shared: seen,
     };
     if let Some(mut server) = home {
         server.last_client = client.id();
@@ -278,28 +286,39 @@ async fn home(
         return Ok(None);
     }
     let config = Arc::clone(&shard.current().config);
-    let limits = shard.pool_limits(&pool.key.user, &config);
+    let limits = Shard::pool_limits(&pool.key.user, &config);
     let server = shard.checkout(pool, limits, config.timeouts.query_wait, waiting).await?;
     if mode == PoolMode::Session {
         return Ok(Some(server));
     }
-    shard.give_back(pool, server);
+    shard.give_back(pool, server, std::time::Instant::now());
     Ok(None)
+}
+
+/// Does the server's error have what drivers rely on?
+fn is_well_formed(error: &[u8]) -> bool {
+    let body = error.get(frame::HEADER..).unwrap_or_default();
+    frame::error_field(body, b'C').is_some_and(|code| code.len() == 5)
 }
 
 fn unavailable(refused: &Refused) -> ClientError {
     match refused {
-        Refused::Unreachable(why) => ClientError::fatal("08006", format!("the source cannot be reached: {why}"))
-            .hint("Is it running? crossfade connects again by itself."),
+        Refused::Server(frame) => {
+            ClientError::fatal("08006", "the source refused the connection").detail(frame::error_text(frame))
+        }
+        Refused::Unreachable(why) => {
+            ClientError::fatal("08006", format!("the source cannot be reached: {why}"))
+                .hint("Is it running? crossfade connects again by itself.")
+        }
         Refused::Timeout => last_words(Signal::QueryWait),
-        Refused::Server(_) | Refused::Cancelled => last_words(Signal::Stop),
+        Refused::Cancelled => last_words(Signal::Stop),
     }
 }
 
 /// A replication connection: bytes both ways, nothing read.
-async fn relay_raw(shard: &Rc<Shard>, mut conn: Conn, mut server: Server, shared: &Rc<ClientShared>) {
+async fn relay_raw(mut conn: Conn, mut server: Server, seen: &ClientShared) {
     use tokio::io::AsyncWriteExt;
-    shared.pinned.set(Some(Pin::Replication));
+    seen.pinned.set(Some(Pin::Replication));
     let welcome = std::mem::take(&mut conn.output);
     let early = std::mem::take(&mut conn.input);
     let relay = async {
@@ -307,19 +326,18 @@ async fn relay_raw(shard: &Rc<Shard>, mut conn: Conn, mut server: Server, shared
         server.conn.stream.write_all(&early).await?;
         tokio::io::copy_bidirectional(&mut conn.stream, &mut server.conn.stream).await
     };
-    let told = std::future::poll_fn(|cx| match shared.listen(cx) {
+    let told = std::future::poll_fn(|cx| match seen.listen(cx) {
         Some(Signal::Kill | Signal::Stop | Signal::Drain) => std::task::Poll::Ready(()),
         _ => std::task::Poll::Pending,
     });
     tokio::select! {
         result = relay => {
             if let Err(error) = result {
-                tracing::debug!(client = shared.id, %error, "replication connection ended");
+                tracing::debug!(client = seen.id, %error, "replication connection ended");
             }
         }
         () = told => {}
     }
-    let _ = shard;
 }
 
 impl Global {

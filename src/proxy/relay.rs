@@ -26,7 +26,7 @@ use crate::{
     wire::{
         conn::shift,
         frame::{self, Backend, Frontend, HEADER},
-        oids,
+        oids::{self, Nested, Shape},
     },
 };
 
@@ -41,12 +41,18 @@ pub(super) struct Flight {
     pub(super) answered: bool,
     /// SQLSTATE of the last error.
     pub(super) sqlstate: Option<[u8; 5]>,
+    /// The answer comes from outside of the client's block, see `Choice::aside`.
+    pub(super) aside: bool,
     /// The server said FATAL.
     pub(super) fatal: bool,
     /// Nothing of a failed answer may reach the client: the unit is run elsewhere then.
     pub(super) retryable: bool,
     /// SQL-level PREPARE, DEALLOCATE and DISCARD whose command tags are awaited.
     pub(super) awaited: VecDeque<Awaited>,
+    /// Portals whose rows are due, in the order of the Executes (target only).
+    pub(super) rows: VecDeque<Option<Rc<Portal>>>,
+    /// Statements that are being described, in order (target only).
+    pub(super) described: VecDeque<Option<Rc<super::client::Statement>>>,
     /// The tag of the last CommandComplete was `ROLLBACK`.
     pub(super) rolled_back: bool,
     /// The text was sent with another name of a prepared statement in it: the client's name, and what that moved.
@@ -55,6 +61,29 @@ pub(super) struct Flight {
     pub(super) later: Vec<Rc<super::plans::Entry>>,
     /// The client broke the protocol: the server has been told, nothing more is read.
     pub(super) deaf: bool,
+}
+
+/// A portal on the target: whose rows they are, and in which formats.
+#[derive(Debug)]
+pub(super) struct Portal {
+    pub(super) statement: Rc<super::client::Statement>,
+    pub(super) formats: Vec<u16>,
+    /// What of a row must be rewritten, once the columns are known.
+    shapes: std::cell::OnceCell<Option<Vec<Option<Shape>>>>,
+}
+
+impl Portal {
+    pub(super) fn new(statement: Rc<super::client::Statement>, formats: Vec<u16>) -> Self {
+        Self { statement, formats, shapes: std::cell::OnceCell::new() }
+    }
+
+    fn shapes(&self, nested: &Nested) -> Option<&[Option<Shape>]> {
+        let find = || {
+            let columns = self.statement.columns.borrow();
+            columns.as_ref().and_then(|types| nested.columns(types, &self.formats))
+        };
+        self.shapes.get_or_init(find).as_deref()
+    }
 }
 
 /// What is done to names and settings once the server says that the statement was carried out.
@@ -77,6 +106,16 @@ pub(super) enum Broken {
     Client(End),
     /// The server closed the connection or broke the protocol; the text names the cause.
     Server(String),
+}
+
+impl Flight {
+    /// The server will not answer these.
+    fn forget(&mut self, lost: &[Expect]) {
+        let count = |wanted: &[Expect]| lost.iter().filter(|e| wanted.contains(e)).count();
+        self.rows.drain(..count(&[Expect::Execute]).min(self.rows.len()));
+        let described = count(&[Expect::Describe, Expect::HiddenDescribe]);
+        self.described.drain(..described.min(self.described.len()));
+    }
 }
 
 impl Client {
@@ -107,20 +146,19 @@ impl Client {
             // Only what the client takes is read: a slow reader holds back the server, not our memory.
             if self.conn.output.is_empty() {
                 match server.conn.poll_fill(cx, buffers) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.server_ended(None))),
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(self.server_ended(Some(&e)))),
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(server_ended(None))),
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(server_ended(Some(&e)))),
                     Poll::Ready(Ok(_)) => {
                         self.scan(server, flight)?;
-                        if self.is_over(server, flight) {
-                            return Poll::Ready(Ok(()));
-                        }
                         progress = true;
                     }
-                    Poll::Pending => {
-                        if let Some(e) = write_error {
-                            return Poll::Ready(Err(self.server_ended(Some(&e))));
-                        }
+                    Poll::Pending if write_error.is_some() => {
+                        return Poll::Ready(Err(server_ended(write_error.as_ref())));
                     }
+                    Poll::Pending => {}
+                }
+                if progress && self.is_over(server, flight) {
+                    return Poll::Ready(Ok(()));
                 }
             }
             progress |= self.poll_client(cx, server, flight)?;
@@ -139,13 +177,13 @@ impl Client {
         self.pipeline.is_idle() && flight.feeding == 0 && server.conn.output.is_empty()
     }
 
-    fn server_ended(&self, error: Option<&io::Error>) -> Broken {
-        Broken::Server(error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string))
-    }
-
     fn interrupted(&mut self, signal: Signal) -> Result<(), Broken> {
         match signal {
-            Signal::Drain | Signal::Cancel | Signal::ClientIdle | Signal::IdleTransaction | Signal::QueryWait => {
+            Signal::Drain
+            | Signal::Cancel
+            | Signal::ClientIdle
+            | Signal::IdleTransaction
+            | Signal::QueryWait => {
                 if signal != Signal::Drain {
                     self.shared.clear_signal();
                 }
@@ -212,45 +250,95 @@ impl Client {
             let protocol = |what: &str| Broken::Server(format!("it broke the protocol: {what}"));
             let Some((tag, length)) = frame::header(&input[at..]).map_err(|e| protocol(e.0))? else { break };
             let message = Backend::from_tag(tag).ok_or_else(|| protocol(&format!("message type {tag}")))?;
-            if message == Backend::Relayed {
+            let rewritten = tag == b'D' && self.rewrites_rows(flight);
+            if message == Backend::Relayed && !rewritten {
                 flight.passing = length;
                 continue;
             }
-            if length > MAX_CONTROL {
+            if length > MAX_CONTROL && !rewritten {
                 return Err(protocol("a control message of more than 64 MiB"));
             }
             if input.len() - at < length {
                 break;
             }
+            if rewritten {
+                self.rewrite_row(&mut server.conn.input[at + HEADER..at + length], flight);
+                at += length;
+                continue;
+            }
+            self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
-            let words = match message {
+            let renamed = match message {
                 Backend::Error => self.in_client_words(&server.conn.input[at..at + length], flight),
                 _ => None,
             };
             let mut lost = Vec::new();
-            match self.pipeline.answered(message, &mut lost) {
-                Reaction::Forward if words.is_some() => {
-                    shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
-                    server.conn.consume(length, &shard.buffers);
-                    self.conn.output.extend_from_slice(&words.unwrap_or_default());
-                    flight.answered = true;
-                    at = 0;
-                }
-                Reaction::Forward => at += length,
-                Reaction::Swallow => {
+            match (self.pipeline.answered(message, &mut lost), renamed) {
+                (Reaction::Forward, None) => at += length,
+                (reaction, renamed) => {
                     shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
                     server.conn.consume(length, &shard.buffers);
                     at = 0;
+                    if let (Reaction::Forward, Some(renamed)) = (reaction, renamed) {
+                        flight.answered = true;
+                        self.conn.output.extend_from_slice(&renamed);
+                    }
                 }
             }
             if !lost.is_empty() {
                 self.undo(&lost, server);
+                flight.forget(&lost);
             }
             at = self.own_answers(server, at);
         }
         flight.answered |= at > 0;
         shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
         Ok(())
+    }
+
+    /// Are the rows that come now to be rewritten?
+    fn rewrites_rows(&self, flight: &Flight) -> bool {
+        let portal = flight.rows.front().and_then(Option::as_ref);
+        portal.is_some_and(|p| p.shapes(&self.current.catalog.nested).is_some())
+    }
+
+    fn rewrite_row(&self, body: &mut [u8], flight: &Flight) {
+        let nested = &self.current.catalog.nested;
+        if let Some(Some(portal)) = flight.rows.front()
+            && let Some(shapes) = portal.shapes(nested)
+        {
+            nested.data_row(body, shapes);
+        }
+    }
+
+    /// Keeps the two queues of the target in step with its answers; what was described is remembered.
+    fn follow_target(
+        &mut self,
+        message: Backend,
+        side: Side,
+        range: std::ops::Range<usize>,
+        server: &Server,
+        flight: &mut Flight,
+    ) {
+        if side == Side::Source {
+            return;
+        }
+        match (message, self.pipeline.next()) {
+            (Backend::NoData, _) => drop(flight.described.pop_front()),
+            (
+                Backend::CommandComplete | Backend::EmptyQuery | Backend::PortalSuspended,
+                Some(Expect::Execute),
+            ) => {
+                flight.rows.pop_front();
+            }
+            (Backend::RowDescription, Some(Expect::Describe | Expect::HiddenDescribe)) => {
+                if let Some(Some(statement)) = flight.described.pop_front() {
+                    let body = &server.conn.input[range.start + HEADER..range.end];
+                    *statement.columns.borrow_mut() = oids::types_of(body).map(Into::into);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Looks at a whole frame at `range` of the server's input before it is passed on.
@@ -266,9 +354,16 @@ impl Client {
         match message {
             Backend::Ready => {
                 let status = body.first().and_then(|&b| Status::from_byte(b));
-                let status = status.ok_or_else(|| Broken::Server("an unknown transaction status".to_owned()))?;
+                let status =
+                    status.ok_or_else(|| Broken::Server("an unknown transaction status".to_owned()))?;
                 server.status = status;
-                self.txn.status = status;
+                if flight.aside {
+                    let failed = flight.sqlstate.is_some();
+                    self.txn.status = if failed { Status::Failed } else { Status::Block };
+                    body[0] = self.txn.status.byte();
+                } else {
+                    self.txn.status = status;
+                }
             }
             Backend::Error => {
                 flight.sqlstate = frame::error_field(body, b'C').and_then(|c| c.try_into().ok());
@@ -279,7 +374,7 @@ impl Client {
                     self.registry.named().for_each(|(_, statement)| self.shard.disown(statement));
                 }
                 if flight.fatal && flight.retryable && !flight.answered {
-                    return Err(Broken::Server(crate::backend::server::error_text(&server.conn.input[range])));
+                    return Err(Broken::Server(frame::error_text(&server.conn.input[range])));
                 }
             }
             Backend::CommandComplete => {
@@ -328,7 +423,7 @@ impl Client {
             if let Some((name, _)) = &flight.renamed {
                 return Some(name.to_vec());
             }
-            let parse = self.pipeline.front() == Some(Expect::Parse);
+            let parse = self.pipeline.next() == Some(Expect::Parse);
             let refused = || self.registry.pending_name(self.pipeline.changes_outstanding().0);
             let name = if parse { refused() } else { self.registry.name_of(number) };
             name.map(<[u8]>::to_vec)
@@ -353,12 +448,13 @@ impl Client {
         let (pending, on_server) = self.pipeline.changes_outstanding();
         match flight.awaited.pop_front() {
             Some(Awaited::Prepare { name, statement }) => {
-                server.known.set_before(on_server, &statement.server_name(&name, naming), Some(statement.number));
+                let name_there = statement.server_name(&name, naming);
+                server.known.set_before(on_server, name_there, Some(statement.number));
                 self.registry.set_before(pending, &name, Some(statement));
             }
             Some(Awaited::Deallocate { name }) => {
                 if let Some(statement) = self.registry.get(&name) {
-                    server.known.set_before(on_server, &statement.server_name(&name, naming), None);
+                    server.known.set_before(on_server, statement.server_name(&name, naming), None);
                 }
                 self.registry.set_before(pending, &name, None);
             }
@@ -450,7 +546,11 @@ impl Client {
                 Frontend::Query => self.query_in_batch(length, server, flight)?,
                 Frontend::FunctionCall => self.pipeline.sent(Expect::Function),
                 Frontend::Flush | Frontend::Password => {}
-                Frontend::Bind | Frontend::Close | Frontend::Describe | Frontend::Execute | Frontend::Parse => {
+                Frontend::Bind
+                | Frontend::Close
+                | Frontend::Describe
+                | Frontend::Execute
+                | Frontend::Parse => {
                     self.continue_batch(length, server, flight)?;
                     continue;
                 }
@@ -461,10 +561,10 @@ impl Client {
 
     /// One message more of an open batch: it stays where the batch is.
     fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
-        let survey = self.survey(length)?;
+        let mut survey = self.survey(length)?;
         self.stay_on(server.side, &survey)?;
         flight.later.extend(survey.executed.iter().map(Rc::clone));
-        self.translate(length, survey, server, flight)
+        self.translate(length, &mut survey, server, flight)
     }
 
     /// A simple Query behind extended messages without a Sync. The frame itself is the caller's to send.
@@ -486,6 +586,10 @@ impl Client {
         server.spent = true;
         Ok(())
     }
+}
+
+fn server_ended(error: Option<&io::Error>) -> Broken {
+    Broken::Server(error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string))
 }
 
 /// What a client may send ahead of its turn before it is no longer read.

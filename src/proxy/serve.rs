@@ -13,7 +13,10 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::LocalOptions,
+    sync::{mpsc, watch},
+};
 
 use super::{
     global::{Global, Message},
@@ -84,7 +87,8 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     let listeners = listener::bind(&config.listen)?;
     let http = match config.admin.http {
         Some(address) => Some(
-            std::net::TcpListener::bind(address).map_err(|e| ServeError::Io("could not listen on admin.http", e))?,
+            std::net::TcpListener::bind(address)
+                .map_err(|e| ServeError::Io("could not listen on admin.http", e))?,
         ),
         None => None,
     };
@@ -97,7 +101,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     let global = Arc::new(Global::new(Arc::clone(&live), frontend, Arc::clone(&metrics), tls));
     metrics.config_accepted(&config.hash, &config.policy);
     controls.set(&config);
-    let fingerprints = load_catalog(&global, &controls, None).await;
+    let fingerprints = Box::pin(load_catalog(&global, &controls, None)).await;
 
     let (threads, ended) = start_threads(&global, &config);
     follow_reloads(&global, &client_tls, logs, &controls);
@@ -116,12 +120,12 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     tracing::info!(
         addresses = ?config.listen.addresses, threads = threads.len(), version = env!("CARGO_PKG_VERSION"), "crossfade serves"
     );
-    signals(&global, &stop).await;
+    let mut again = signals(&global, &stop).await;
     for task in accepting {
         let _ = task.await;
     }
     let deadline = live.get().timeouts.drain;
-    drain(&global, deadline).await;
+    drain(&global, deadline, &mut again).await;
     for ended in ended {
         let _ = ended.await;
     }
@@ -140,7 +144,9 @@ fn raise_descriptor_limit() {
 }
 
 fn load_client_tls(config: &Config) -> Result<Option<ServerTls>, ServeError> {
-    let load = |files| ServerTls::load(files).map_err(|e| ServeError::Tls { what: "client_tls", why: e.to_string() });
+    let load = |files| {
+        ServerTls::load(files).map_err(|e| ServeError::Tls { what: "client_tls", why: e.to_string() })
+    };
     config.client_tls.as_ref().map(load).transpose()
 }
 
@@ -196,10 +202,11 @@ async fn load_catalog(global: &Global, controls: &Controls, why: Option<&str>) -
         return [None, None];
     };
     let generation = global.catalog.load().generation + 1;
-    match catalog::load::load([&source, &target], generation).await {
+    match Box::pin(catalog::load::load([&source, &target], generation)).await {
         Ok(loaded) => {
             for side in Side::BOTH {
-                let state = if loaded.failed[side.index()].is_none() { BackendState::Up } else { BackendState::Down };
+                let state =
+                    if loaded.failed[side.index()].is_none() { BackendState::Up } else { BackendState::Down };
                 global.set_backend(side, state);
                 if let Some(error) = &loaded.failed[side.index()] {
                     tracing::warn!(%side, %error, "the catalog could not be read");
@@ -254,7 +261,7 @@ async fn watch_backends(global: Arc<Global>, controls: Arc<Controls>, mut known:
         // A side that is down keeps what was known of it: its weights fall to the other side by themselves.
         let changed = (0..2).any(|i| now[i].is_some() && now[i] != known[i]);
         if changed {
-            let loaded = load_catalog(&global, &controls, Some("changed")).await;
+            let loaded = Box::pin(load_catalog(&global, &controls, Some("changed"))).await;
             if loaded.iter().any(Option::is_some) {
                 known = loaded;
             }
@@ -265,7 +272,10 @@ async fn watch_backends(global: Arc<Global>, controls: Arc<Controls>, mut known:
 type Threads = Arc<Vec<(mpsc::Sender<Message>, Arc<AtomicUsize>)>>;
 
 /// One thread and runtime per core: half the futex calls of a shared one, and no lock on the way of a statement.
-fn start_threads(global: &Arc<Global>, config: &Config) -> (Threads, Vec<tokio::sync::oneshot::Receiver<()>>) {
+fn start_threads(
+    global: &Arc<Global>,
+    config: &Config,
+) -> (Threads, Vec<tokio::sync::oneshot::Receiver<()>>) {
     let mut threads = Vec::new();
     let mut ended = Vec::new();
     for index in 0..config.listen.threads {
@@ -274,10 +284,12 @@ fn start_threads(global: &Arc<Global>, config: &Config) -> (Threads, Vec<tokio::
         let (end, over) = tokio::sync::oneshot::channel();
         let (global, counted) = (Arc::clone(global), Arc::clone(&clients));
         let body = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            // Not a LocalSet: that is a second scheduler inside the first, on the way of every wake-up.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
             let runtime = runtime.expect("a runtime can be made");
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, thread_main(index, global, inbox, counted));
+            runtime.block_on(thread_main(index, global, inbox, counted));
             let _ = end.send(());
         };
         // Deeply nested statements are walked recursively.
@@ -383,7 +395,11 @@ fn follow_reloads(
     }));
 }
 
-async fn serve_http(global: Arc<Global>, listener: std::net::TcpListener, mut stopping: watch::Receiver<bool>) {
+async fn serve_http(
+    global: Arc<Global>,
+    listener: std::net::TcpListener,
+    mut stopping: watch::Receiver<bool>,
+) {
     let state = HttpState {
         metrics: Arc::clone(&global.metrics),
         collect: {
@@ -407,20 +423,16 @@ async fn serve_http(global: Arc<Global>, listener: std::net::TcpListener, mut st
     }
 }
 
-/// Handles signals until one asks to stop.
-async fn signals(global: &Arc<Global>, stop: &watch::Sender<bool>) {
+/// Handles signals until one asks to stop; those that come then are returned.
+async fn signals(global: &Arc<Global>, stop: &watch::Sender<bool>) -> [tokio::signal::unix::Signal; 2] {
     use tokio::signal::unix::{SignalKind, signal};
     let mut hangup = signal(SignalKind::hangup()).expect("signals can be handled");
     let mut terminate = signal(SignalKind::terminate()).expect("signals can be handled");
     let mut interrupt = signal(SignalKind::interrupt()).expect("signals can be handled");
-    let mut watchdog = notify::watchdog_interval().map(tokio::time::interval);
+    if let Some(interval) = notify::watchdog_interval() {
+        tokio::spawn(watchdog(Arc::clone(global), interval));
+    }
     loop {
-        let tick = async {
-            match &mut watchdog {
-                Some(ticks) => ticks.tick().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             _ = hangup.recv() => {
                 let _ = notify::notify(State::Reloading);
@@ -429,7 +441,6 @@ async fn signals(global: &Arc<Global>, stop: &watch::Sender<bool>) {
                 let _ = tokio::task::spawn_blocking(move || live.reload(Why::Signal)).await;
                 let _ = notify::notify(State::Ready);
             }
-            _ = tick => { let _ = notify::notify(State::Watchdog); }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -438,38 +449,51 @@ async fn signals(global: &Arc<Global>, stop: &watch::Sender<bool>) {
     let _ = notify::notify(State::Stopping);
     global.draining.store(true, Ordering::Relaxed);
     stop.send_replace(true);
-    let global = Arc::clone(global);
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::warn!("stopping at once");
-        tell_all(&global, Signal::Stop).await;
-    });
+    [terminate, interrupt]
 }
 
-/// Clients leave when they are outside a transaction; after `deadline` all of them.
-async fn drain(global: &Arc<Global>, deadline: Duration) {
-    tell_all(global, Signal::Drain).await;
-    let left = async {
-        loop {
-            let counts = global.on_every_shard(|shard| shard.clients.borrow().len()).await;
-            if counts.iter().sum::<usize>() == 0 {
-                return;
-            }
-            // Clients that were logging in when the drain began.
-            tell_all(global, Signal::Drain).await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Alive is: every data thread answers.
+async fn watchdog(global: Arc<Global>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    loop {
+        ticks.tick().await;
+        let answers = tokio::time::timeout(interval, global.on_every_shard(|_| ())).await;
+        if answers.is_ok_and(|a| a.len() == global.shards().len()) {
+            let _ = notify::notify(State::Watchdog);
+        } else {
+            tracing::error!("a data thread does not answer");
         }
+    }
+}
+
+/// Clients leave when they are outside a transaction; after `deadline`, or when asked again, all of them.
+async fn drain(global: &Arc<Global>, deadline: Duration, again: &mut [tokio::signal::unix::Signal; 2]) {
+    let [terminate, interrupt] = again;
+    let why = tokio::select! {
+        () = emptied(global, Signal::Drain) => None,
+        () = tokio::time::sleep(deadline) => Some("timeouts.drain passed: ending the clients that are left"),
+        _ = terminate.recv() => Some("stopping at once"),
+        _ = interrupt.recv() => Some("stopping at once"),
     };
-    if tokio::time::timeout(deadline, left).await.is_err() {
-        tracing::warn!("timeouts.drain passed: ending the clients that are left");
-        tell_all(global, Signal::Stop).await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
+    if let Some(why) = why {
+        tracing::warn!("{why}");
+        // Those that do not take their last words are not waited for.
+        let _ = tokio::time::timeout(LAST_WORDS, emptied(global, Signal::Stop)).await;
     }
     for shard in global.shards() {
         let _ = shard.send(Message::End).await;
+    }
+}
+
+/// Tells all clients, those too that are just logging in, until none is left.
+async fn emptied(global: &Global, signal: Signal) {
+    loop {
+        tell_all(global, signal).await;
+        let counts = global.on_every_shard(|shard| shard.clients.borrow().len()).await;
+        if counts.iter().sum::<usize>() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -484,4 +508,5 @@ async fn tell_all(global: &Global, signal: Signal) {
 }
 
 const HEALTH: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_millis(500);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);

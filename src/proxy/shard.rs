@@ -6,10 +6,11 @@ use std::{
     future::poll_fn,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use tokio::sync::oneshot;
 
 use super::{
@@ -26,7 +27,7 @@ use crate::{
         budget::Permit,
         login,
         pool::{Pool, PoolKey, PoolLimits, Refused},
-        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults, put_terminate},
+        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults},
     },
     catalog::Catalog,
     config::Config,
@@ -55,12 +56,17 @@ pub(super) struct Shard {
     pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
-    pub(super) stats: RefCell<HashMap<(Rc<str>, Side), Rc<Stats>>>,
+    pub(super) stats: RefCell<StatsByUser>,
+    /// Messages that take the place of a client's while they are written.
+    pub(super) scratch: Cell<BytesMut>,
     interned: RefCell<Interned>,
     current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
     chance: Cell<u64>,
 }
+
+/// Totals of each user on each side.
+type StatsByUser = HashMap<(Rc<str>, Side), Rc<Stats>>;
 
 /// Statements by text and raw parameter types.
 type Interned = HashMap<(Box<[u8]>, Box<[u8]>), Weak<Statement>>;
@@ -80,6 +86,7 @@ impl Shard {
             clients: RefCell::default(),
             servers: RefCell::default(),
             stats: RefCell::default(),
+            scratch: Cell::default(),
             interned: RefCell::default(),
             current: RefCell::new(current),
             statements: Cell::new(0),
@@ -120,12 +127,18 @@ impl Shard {
 
     pub(super) fn plan(&self, sql: &[u8], context: &SearchContext, current: &Current) -> Rc<Entry> {
         let limits = &current.config.limits;
-        let limits = PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
+        let limits =
+            PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
         self.plans.borrow_mut().get(sql, context, &current.catalog, limits)
     }
 
-    pub(super) fn context(&self, search_path: Option<Vec<String>>, standard_strings: bool) -> Rc<SearchContext> {
-        self.plans.borrow_mut().context(search_path, standard_strings)
+    pub(super) fn context(
+        &self,
+        search_path: Option<Vec<String>>,
+        standard_strings: bool,
+        ascii_safe: bool,
+    ) -> Rc<SearchContext> {
+        self.plans.borrow_mut().context(search_path, standard_strings, ascii_safe)
     }
 
     /// The one statement with this content: clients of this thread share it.
@@ -138,13 +151,7 @@ impl Shard {
         if interned.len() >= MAX_INTERNED {
             interned.retain(|_, statement| statement.strong_count() > 0);
         }
-        let statement = Rc::new(Prepared {
-            number: self.next_statement(),
-            sql: sql.into(),
-            types: types.into(),
-            name_span: None,
-            plan: RefCell::new(plan),
-        });
+        let statement = Rc::new(Prepared::new(self.next_statement(), sql, types, RefCell::new(plan)));
         interned.insert(key, Rc::downgrade(&statement));
         statement
     }
@@ -162,7 +169,7 @@ impl Shard {
             pool.credentials.replace(credentials);
             return Rc::clone(pool);
         }
-        let share = self.global.budgets.share(key.side, &key.user);
+        let budget = self.global.budgets.share(key.side, &key.user);
         let shard = Rc::downgrade(self);
         let connect = Rc::new(move |pool, permit| -> std::pin::Pin<Box<dyn Future<Output = _>>> {
             let shard = shard.upgrade();
@@ -173,12 +180,12 @@ impl Shard {
                 }
             })
         });
-        let pool = Pool::new(key.clone(), credentials, share, connect);
+        let pool = Pool::new(key.clone(), credentials, budget, connect);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
         pool
     }
 
-    pub(super) fn pool_limits(&self, user: &str, config: &Config) -> PoolLimits {
+    pub(super) fn pool_limits(user: &str, config: &Config) -> PoolLimits {
         let size = config.auth.users.get(user).and_then(|u| u.pool_size).unwrap_or(config.pool.size);
         PoolLimits {
             user: size,
@@ -212,7 +219,11 @@ impl Shard {
                 tracing::warn!(%side, user = %key.user, %error, "could not open a server connection");
                 return Err(match error {
                     login::LoginError::Server(frame) => Refused::Server(frame.into()),
-                    other => unreachable(other.to_string()),
+                    login::LoginError::Io(_)
+                    | login::LoginError::Timeout
+                    | login::LoginError::Tls(_)
+                    | login::LoginError::Protocol(_)
+                    | login::LoginError::Refused(_) => unreachable(error.to_string()),
                 });
             }
         };
@@ -260,6 +271,19 @@ impl Shard {
         Ok(server)
     }
 
+    /// A live connection that is idle, if there is one and nobody waits for it.
+    pub(super) fn take_idle(&self, cx: &mut Context<'_>, pool: &Rc<Pool>) -> Option<Box<Server>> {
+        if self.global.is_paused(pool.key.side) {
+            return None;
+        }
+        loop {
+            let mut server = pool.try_take()?;
+            if server.is_alive(cx, &self.buffers) {
+                return Some(server);
+            }
+        }
+    }
+
     /// A live connection from the pool, within `wait`.
     pub(super) async fn checkout(
         &self,
@@ -270,12 +294,8 @@ impl Shard {
     ) -> Result<Box<Server>, Refused> {
         let began = Instant::now();
         loop {
-            let paused = self.global.is_paused(pool.key.side);
-            if !paused && let Some(mut server) = pool.try_take() {
-                if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
-                    return Ok(server);
-                }
-                continue;
+            if let Some(server) = poll_fn(|cx| Poll::Ready(self.take_idle(cx, pool))).await {
+                return Ok(server);
             }
             let take = async {
                 self.global.resumed(pool.key.side).await;
@@ -298,6 +318,7 @@ impl Shard {
                 () = deadline => Err(Refused::Timeout),
             };
             self.hot.borrow().pool_wait(pool.key.side, began.elapsed());
+            self.stats(&client.user, pool.key.side).wait(began.elapsed());
             let mut server = taken?;
             if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
                 return Ok(server);
@@ -306,33 +327,32 @@ impl Shard {
     }
 
     /// A connection whose client needs it no longer: to the next client, or closed.
-    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
+    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>, now: Instant) {
         let lifetime = self.current.borrow().config.timeouts.server_lifetime;
-        let old = lifetime.is_some_and(|d| server.opened.elapsed() >= d) && pool.counts().waiting == 0;
+        let old = lifetime.is_some_and(|d| now - server.opened >= d) && pool.counts().waiting == 0;
         if !server.is_clean() || old || self.is_draining() {
-            return self.close(server);
+            return Self::close(server);
         }
         if server.gate.is_clear() {
-            return pool.put(server);
+            if let Some(surplus) = pool.put(server, now) {
+                Self::close(surplus);
+            }
+            return;
         }
         let pool = Rc::clone(pool);
         tokio::task::spawn_local(async move {
             let gate: Rc<CancelGate> = Rc::clone(&server.gate);
             gate.clear().await;
-            pool.put(server);
+            if let Some(surplus) = pool.put(server, Instant::now()) {
+                Self::close(surplus);
+            }
         });
     }
 
-    /// Closes a connection politely: the server's log stays clean.
-    pub(super) fn close(self: &Rc<Self>, mut server: Box<Server>) {
-        let shard = Rc::clone(self);
+    /// Closes a connection politely.
+    pub(super) fn close(mut server: Box<Server>) {
         server.lease = None;
-        tokio::task::spawn_local(async move {
-            server.conn.output.clear();
-            put_terminate(&mut server.conn.output);
-            let flush = poll_fn(|cx| server.conn.poll_flush(cx, &shard.buffers));
-            let _ = tokio::time::timeout(GOODBYE, flush).await;
-        });
+        tokio::task::spawn_local(server.close());
     }
 
     /// Asks the server to cancel what it runs.
@@ -347,7 +367,14 @@ impl Shard {
         tokio::task::spawn_local(async move {
             let backend = &config.backends[running.side.index()];
             let timeouts = &config.timeouts;
-            let sent = backend::connection::cancel(backend, &tls, (running.process_id, &running.key), timeouts, timeouts.cancel_wait).await;
+            let sent = backend::connection::cancel(
+                backend,
+                &tls,
+                (running.process_id, &running.key),
+                timeouts,
+                timeouts.cancel_wait,
+            )
+            .await;
             if let Err(error) = sent {
                 tracing::debug!(side = %running.side, %error, "a cancel request did not get through");
             }
@@ -375,7 +402,7 @@ impl Shard {
     pub(super) fn drop_idle(self: &Rc<Self>) {
         let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
         for server in pools.iter().flat_map(|p| p.clear()) {
-            self.close(server);
+            Self::close(server);
         }
     }
 
@@ -391,7 +418,7 @@ impl Shard {
                 client.check_deadline(now);
             }
             count = count.wrapping_add(1);
-            if count % SWEEPS_PER_LOOK == 0 {
+            if count.is_multiple_of(SWEEPS_PER_LOOK) {
                 let current = self.current();
                 self.sweep_pools(&current.config).await;
             }
@@ -407,7 +434,7 @@ impl Shard {
                 Poll::Ready(pool.sweep(cx, &self.buffers, t.server_idle, t.server_lifetime, keep))
             });
             for server in closing.await {
-                self.close(server);
+                Self::close(server);
             }
         }
         self.servers.borrow_mut().retain(|s| s.strong_count() > 0);
@@ -416,7 +443,11 @@ impl Shard {
             let counts = pool.counts();
             Rc::strong_count(pool) > 2 || counts.idle + counts.active + counts.opening + counts.waiting > 0
         });
-        let plans = self.plans.borrow();
+        let mut plans = self.plans.borrow_mut();
+        let [hits, misses] = plans.take_lookups();
+        let hot = self.hot.borrow();
+        hot.plan_cache_hits.increment(hits);
+        hot.plan_cache_misses.increment(misses);
         self.global.plan_sizes.store(self.index, plans.size());
     }
 
@@ -437,12 +468,27 @@ impl Shard {
         }
     }
 
-    pub(super) fn count_query(&self, footprint: &Footprint, side: Side, took: Duration, error: Option<&[u8; 5]>) {
+    pub(super) fn count_query(
+        &self,
+        footprint: &Footprint,
+        side: Side,
+        took: Duration,
+        error: Option<&[u8; 5]>,
+    ) {
         let hot = self.hot.borrow();
         hot.query(repository(footprint), side, op(footprint), took);
         if let Some(sqlstate) = error {
             hot.error(repository(footprint), side, std::str::from_utf8(sqlstate).unwrap_or("XX000"));
         }
+    }
+
+    /// Bytes received from and sent to a client and a server.
+    pub(super) fn count_bytes(&self, client: [u64; 2], side: Side, server: [u64; 2]) {
+        let hot = self.hot.borrow();
+        hot.client_received.increment(client[0]);
+        hot.client_sent.increment(client[1]);
+        hot.backend_received[side.index()].increment(server[0]);
+        hot.backend_sent[side.index()].increment(server[1]);
     }
 
     pub(super) fn count_transaction(&self, side: Side, committed: bool) {
@@ -467,7 +513,14 @@ fn op(footprint: &Footprint) -> Op {
         Class::Control(_) => Op::Tx,
         _ if footprint.is_write() => Op::Write,
         Class::Read | Class::Introspection | Class::Cursor => Op::Read,
-        _ => Op::Other,
+        Class::Empty
+        | Class::Local
+        | Class::Session
+        | Class::Locking
+        | Class::Utility
+        | Class::Write
+        | Class::Code
+        | Class::Unknown(_) => Op::Other,
     }
 }
 
@@ -487,4 +540,3 @@ const DEFAULTS: &str = "SELECT pg_catalog.current_setting('search_path'), \
 const MAX_INTERNED: usize = 20_000;
 const SWEEP: Duration = Duration::from_millis(100);
 const SWEEPS_PER_LOOK: u32 = 10;
-const GOODBYE: Duration = Duration::from_secs(1);

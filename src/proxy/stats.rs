@@ -33,7 +33,7 @@ impl Stats {
         self.0.set(totals);
     }
 
-    /// One unit was answered; `bytes` were received and sent.
+    /// One unit was answered; `bytes` were received from the server and sent to it.
     pub(super) fn query(&self, took: Duration, failed: bool, bytes: [u64; 2]) {
         self.change(|t| {
             t.queries += 1;
@@ -87,6 +87,12 @@ impl Totals {
     }
 }
 
+/// A count as a number that is shown: exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "counts for display; exact far beyond what is counted here")]
+pub(super) fn approximate(count: u64) -> f64 {
+    count as f64
+}
+
 fn average_ms(total: Duration, count: u64) -> f64 {
-    if count == 0 { 0.0 } else { total.as_secs_f64() * 1e3 / count as f64 }
+    if count == 0 { 0.0 } else { total.as_secs_f64() * 1e3 / approximate(count) }
 }

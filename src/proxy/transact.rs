@@ -3,7 +3,8 @@
 use std::{
     future::poll_fn,
     rc::Rc,
-    time::Instant,
+    task::Poll,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -11,6 +12,7 @@ use super::{
     extended::Survey,
     plans::Entry,
     relay::{Broken, Flight},
+    shard::Shard,
     shared::{Activity, Running, Signal},
 };
 use crate::{
@@ -36,6 +38,14 @@ struct Choice {
     footprint: Option<Rc<Footprint>>,
     /// The side that answers when the chosen one cannot: for reads outside a block.
     fallback: Option<Side>,
+    /// A look at the source's catalog from within a block on the target: outside of that block.
+    aside: bool,
+}
+
+impl Choice {
+    fn new(side: Side, reason: Reason, footprint: Option<Rc<Footprint>>) -> Self {
+        Self { side, reason, footprint, fallback: None, aside: false }
+    }
 }
 
 impl Client {
@@ -59,12 +69,12 @@ impl Client {
         };
         match self.choose(&survey, unit) {
             Ok((choice, moves)) => {
-                if moves && let Err(error) = self.move_to(choice.side).await {
-                    return self.refuse(&error, unit).await;
+                if moves && let Err(error) = Box::pin(self.move_to(choice.side)).await {
+                    return Box::pin(self.refuse(&error, unit)).await;
                 }
                 self.run_on(choice, unit, survey).await
             }
-            Err(error) => self.refuse(&error, unit).await,
+            Err(error) => Box::pin(self.refuse(&error, unit)).await,
         }
     }
 
@@ -77,6 +87,7 @@ impl Client {
                 survey.text = Some(String::from_utf8_lossy(text).into_owned());
             }
             survey.executed.push(self.resolve(&entry));
+            survey.query = Some(entry);
         }
         survey
     }
@@ -86,11 +97,29 @@ impl Client {
         let block = self.txn.status != Status::Idle;
         let stay = self.txn.side.filter(|_| block).unwrap_or(Side::Source);
         let Some(footprint) = self.footprint(survey) else {
-            return Ok((Choice { side: stay, reason: Reason::Home, footprint: None, fallback: None }, false));
+            let side = if block { stay } else { self.held_side.unwrap_or(stay) };
+            return Ok((Choice::new(side, Reason::Home, None), false));
         };
+        if self.txn.side == Some(Side::Target) && self.txn.status == Status::Block && reads_catalog(survey) {
+            let aside = Choice { aside: true, ..Choice::new(Side::Source, Reason::Home, Some(footprint)) };
+            return Ok((aside, false));
+        }
+        if let Some(side) = self.held_side.filter(|_| !block)
+            && survey
+                .executed
+                .iter()
+                .flat_map(|e| &e.plan.statements)
+                .all(|s| matches!(s.kind, Kind::Fetch | Kind::Close { .. }))
+            && !survey.executed.is_empty()
+        {
+            return Ok((Choice::new(side, Reason::Home, Some(footprint)), false));
+        }
         let policy = &self.current.config.policy;
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
-        let state = self.state(complete);
+        let state = TransactionState {
+            holds: survey.portal || footprint.opens_cursor || !complete,
+            ..self.state(complete)
+        };
         let (side, reason, moves) = match route::decide(&footprint, policy, &state, self.txn.ticket) {
             Decision::Run(side, reason) => (side, reason, false),
             Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),
@@ -102,7 +131,7 @@ impl Client {
             let lead = route::lead(&footprint, policy, self.txn.ticket);
             fallback = lead.filter(|&lead| lead != side);
         }
-        Ok((Choice { side, reason, footprint: Some(footprint), fallback }, moves))
+        Ok((Choice { fallback, ..Choice::new(side, reason, Some(footprint)) }, moves))
     }
 
     fn footprint(&self, survey: &Survey) -> Option<Rc<Footprint>> {
@@ -134,6 +163,7 @@ impl Client {
             sticky: recent || !complete,
             temporary: self.shared.pinned.get() == Some(Pin::TempTable) || self.temporary,
             last_write: self.wrote_side,
+            holds: false,
         }
     }
 
@@ -152,7 +182,9 @@ impl Client {
             )
             .hint("Send a Sync before statements of another repository.")
             .into()),
-            Decision::Refuse(refusal) => Err(ClientError { fatal: true, ..ClientError::from(&refusal) }.into()),
+            Decision::Refuse(refusal) => {
+                Err(ClientError { fatal: true, ..ClientError::from(&refusal) }.into())
+            }
         }
     }
 
@@ -164,24 +196,17 @@ impl Client {
         };
         loop {
             let began = Instant::now();
-            let mut flight = Flight { retryable: choice.fallback.is_some(), ..Flight::default() };
+            let mut flight =
+                Flight { retryable: choice.fallback.is_some(), aside: choice.aside, ..Flight::default() };
             let mut server = match self.checkout(choice.side).await {
                 Ok(server) => server,
-                Err(refused) => match self.fall_back(&mut choice, &refused) {
-                    true => continue,
-                    false => return self.not_served(choice.side, refused, unit).await,
-                },
+                Err(refused) if self.fall_back(&mut choice, &refused) => continue,
+                Err(refused) => return Box::pin(self.not_served(choice.side, refused, unit)).await,
             };
-            let broken = match self.send(unit, length, survey, &mut server, &mut flight).await {
-                Ok(sent) => {
-                    survey = sent;
-                    self.exchange(&mut server, &mut flight).await.err()
-                }
+            let broken = match self.send(unit, length, &mut survey, &mut server, &mut flight).await {
+                Ok(()) => self.exchange(&mut server, &mut flight).await.err(),
                 Err(SendError::End(end)) => return Err(end),
-                Err(SendError::Server(why)) => {
-                    survey = Survey::default();
-                    Some(Broken::Server(why))
-                }
+                Err(SendError::Server(why)) => Some(Broken::Server(why)),
             };
             match broken {
                 None => {
@@ -190,8 +215,17 @@ impl Client {
                         survey.text = None;
                         choice.footprint = self.footprint(&survey);
                     }
-                    self.observe(&choice, &flight, began);
-                    return self.finish(server, &flight, &survey, choice.footprint.as_deref()).await;
+                    let now = Instant::now();
+                    let traffic =
+                        [&mut self.conn, &mut server.conn].map(|conn| std::mem::take(&mut conn.traffic));
+                    self.observe(&choice, &flight, (now, now - began), traffic);
+                    if self.txn.status == Status::Idle {
+                        server.info.transactions.set(server.info.transactions.get() + 1);
+                    }
+                    if choice.aside {
+                        return Box::pin(self.return_from_aside(server, &flight)).await;
+                    }
+                    return self.finish(server, &flight, &survey, choice.footprint.as_deref(), now).await;
                 }
                 Some(Broken::Client(end)) => {
                     self.running(&server);
@@ -244,7 +278,7 @@ impl Client {
                     return Err(End::ServerSaid);
                 }
                 ClientError::error("08006", format!("the {side} refused the connection"))
-                    .detail(crate::backend::server::error_text(&frame))
+                    .detail(frame::error_text(&frame))
             }
             Refused::Unreachable(why) => {
                 ClientError::error("08006", format!("could not open a {side} connection: {why}"))
@@ -260,8 +294,7 @@ impl Client {
     }
 
     fn ended_by_signal(&self) -> Option<End> {
-        let waker = std::task::Waker::noop();
-        let signal = self.shared.listen(&std::task::Context::from_waker(waker))?;
+        let signal = self.shared.told()?;
         if signal == Signal::Cancel {
             self.shared.clear_signal();
             return None;
@@ -271,17 +304,50 @@ impl Client {
 
     /// The connection that runs this client's statements on `side`, with the client's settings.
     async fn checkout(&mut self, side: Side) -> Result<Box<Server>, Refused> {
-        let shard = Rc::clone(&self.shard);
-        let mut server = match self.servers[side.index()].take() {
-            Some(server) => server,
-            None => {
-                self.shared.activity.set(Activity::Waiting);
-                let limits = shard.pool_limits(&self.shared.user, &self.current.config);
-                let wait = self.current.config.timeouts.query_wait;
-                let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
-                self.shared.activity.set(Activity::Active);
-                server?
+        let found = match self.servers[side.index()].take() {
+            Some(server) => Some(server),
+            None => poll_fn(|cx| Poll::Ready(self.shard.take_idle(cx, &self.pools[side.index()]))).await,
+        };
+        // Boxed, as all that is rare: the future of a client that waits for its next statement stays small.
+        let Some(mut server) = found else { return Box::pin(self.prepare_server(side, None)).await };
+        if self.adopt(&mut server) {
+            return Ok(server);
+        }
+        Box::pin(self.prepare_server(side, Some(server))).await
+    }
+
+    /// Takes over a connection on which nothing has to be done first; `false` when something has.
+    fn adopt(&self, server: &mut Server) -> bool {
+        let stranger = server.last_client != self.id();
+        let same = || {
+            if !self.unread.is_empty() {
+                return server.side == self.set_side; // where they were set; elsewhere they must be read first
             }
+            Rc::ptr_eq(&server.settings, &self.settings) || server.settings == self.settings
+        };
+        if stranger && server.tainted || server.status == Status::Idle && !same() {
+            return false;
+        }
+        server.last_client = self.id();
+        server.info.client.set(self.id());
+        true
+    }
+
+    async fn prepare_server(
+        &mut self,
+        side: Side,
+        found: Option<Box<Server>>,
+    ) -> Result<Box<Server>, Refused> {
+        let shard = Rc::clone(&self.shard);
+        let mut server = if let Some(server) = found {
+            server
+        } else {
+            self.shared.activity.set(Activity::Waiting);
+            let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
+            let wait = self.current.config.timeouts.query_wait;
+            let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
+            self.shared.activity.set(Activity::Active);
+            server?
         };
         let io = |e: QueryError| Refused::Unreachable(e.to_string().into());
         if server.last_client != self.id() {
@@ -291,7 +357,8 @@ impl Client {
             }
         }
         server.info.client.set(self.id());
-        if server.status == Status::Idle && !Rc::ptr_eq(&server.settings, &self.settings) {
+        let unread = !self.unread.is_empty() && server.side != self.set_side;
+        if server.status == Status::Idle && (unread || !Rc::ptr_eq(&server.settings, &self.settings)) {
             self.apply_settings(&mut server).await.map_err(|e| match e {
                 QueryError::Server(frame) => Refused::Server(frame.into()),
                 QueryError::Io(_) => io(e),
@@ -353,7 +420,10 @@ impl Client {
             Some(role) => role,
             None => get("session_authorization").unwrap_or(&self.shared.user),
         };
-        self.context = self.shard.context(settings::search_path(path, user), strings);
+        let reported = parameters.iter().find(|(n, _)| n == "client_encoding").map(|(_, v)| v.as_str());
+        let encoding = get("client_encoding").or(reported).unwrap_or_default().to_ascii_uppercase();
+        let ascii_safe = !UNSAFE_ENCODINGS.contains(&encoding.as_str());
+        self.context = self.shard.context(settings::search_path(path, user), strings, ascii_safe);
         let isolation = get("default_transaction_isolation").unwrap_or(&defaults.isolation);
         self.read_committed = matches!(isolation, "read committed" | "read uncommitted");
     }
@@ -363,10 +433,10 @@ impl Client {
         &mut self,
         unit: Unit,
         length: usize,
-        survey: Survey,
+        survey: &mut Survey,
         server: &mut Server,
         flight: &mut Flight,
-    ) -> Result<Survey, SendError> {
+    ) -> Result<(), SendError> {
         let shard = Rc::clone(&self.shard);
         match unit {
             Unit::Simple { function, .. } => {
@@ -375,77 +445,74 @@ impl Client {
                     self.registry.drop_unnamed();
                     server.known.remove(b"");
                 }
-                if !function && self.send_named(length, server, flight).await? {
-                    return Ok(survey);
+                if let Some(entry) = &survey.query
+                    && entry.plan.statements.iter().any(names_statement)
+                {
+                    let sent = self.send_named(Rc::clone(entry), length, server, flight);
+                    if Box::pin(sent).await? {
+                        return Ok(());
+                    }
                 }
                 shift(&mut self.conn.input, length, &mut server.conn.output, &shard.buffers);
-                Ok(survey)
+                Ok(())
             }
-            Unit::Extended { .. } => {
-                let (executed, text) = (survey.executed.clone(), survey.text.clone());
-                self.translate(length, survey, server, flight).map_err(SendError::End)?;
-                Ok(Survey { executed, text, ..Survey::default() })
-            }
+            Unit::Extended { .. } => self.translate(length, survey, server, flight).map_err(SendError::End),
         }
     }
 
     /// Simple queries that name prepared statements. `true` when the query was rewritten and sent.
-    async fn send_named(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<bool, SendError> {
-        let shard = Rc::clone(&self.shard);
+    async fn send_named(
+        &mut self,
+        entry: Rc<Entry>,
+        length: usize,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<bool, SendError> {
         let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) else { return Ok(false) };
-        let entry = shard.plan(text, &self.context, &self.current);
-        if !entry.plan.statements.iter().any(names_statement) {
-            return Ok(false);
-        }
         let text = text.to_vec();
         let [only] = &entry.plan.statements[..] else {
             self.make_all_known(server).await?;
-            for name in super::extended::names_statements(&entry.plan) {
+            for name in super::extended::names_in(&entry.plan) {
                 self.make_known(name.as_bytes(), server).await?;
             }
             self.await_tags(&entry.plan, None, flight);
             return Ok(false);
         };
-        let name = match &only.kind {
-            Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => name.clone().into_bytes(),
-            Kind::Prepare { name, .. } => {
-                self.await_tags(&entry.plan, Some(&text), flight);
-                let taken = self.registry.get(name.as_bytes()).is_some();
-                let new = match flight.awaited.front() {
-                    Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
-                        statement.server_name(name, self.naming()).into_owned()
-                    }
-                    _ => {
-                        self.make_known(name.as_bytes(), server).await?;
-                        self.registry
-                            .get(name.as_bytes())
-                            .map_or(name.clone().into_bytes(), |s| {
-                                s.server_name(name.as_bytes(), self.naming()).into_owned()
-                            })
-                    }
-                };
-                if !taken && server.known.get(&new).is_some() {
-                    self.make_known(name.as_bytes(), server).await?; // closed on the other side: here as well
+        if let Kind::Prepare { name, .. } = &only.kind {
+            self.await_tags(&entry.plan, Some(&text), flight);
+            let taken = self.registry.get(name.as_bytes()).is_some();
+            let new = match flight.awaited.front() {
+                Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
+                    statement.server_name(name, self.naming()).to_vec()
                 }
-                return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server, flight));
+                _ => {
+                    self.make_known(name.as_bytes(), server).await?;
+                    self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
+                        s.server_name(name.as_bytes(), self.naming()).to_vec()
+                    })
+                }
+            };
+            if !taken && server.known.get(&new).is_some() {
+                self.make_known(name.as_bytes(), server).await?; // closed on the other side: here as well
             }
-            _ => {
-                self.await_tags(&entry.plan, Some(&text), flight);
-                return Ok(false);
-            }
+            return Ok(self.send_renamed(&text, (name.as_bytes(), &new), length, server, flight));
+        }
+        let (Kind::Execute { name } | Kind::Deallocate { name: Some(name) }) = &only.kind else {
+            self.await_tags(&entry.plan, Some(&text), flight);
+            return Ok(false);
         };
+        let name = name.clone().into_bytes();
         self.make_known(&name, server).await?;
         self.await_tags(&entry.plan, Some(&text), flight);
         let Some(statement) = self.registry.get(&name) else { return Ok(false) };
-        let new = statement.server_name(&name, self.naming()).into_owned();
-        Ok(self.send_renamed(&text, &name, &new, length, server, flight))
+        let new = statement.server_name(&name, self.naming()).to_vec();
+        Ok(self.send_renamed(&text, (&name, &new), length, server, flight))
     }
 
     fn send_renamed(
         &mut self,
         text: &[u8],
-        old: &[u8],
-        new: &[u8],
+        (old, new): (&[u8], &[u8]),
         length: usize,
         server: &mut Server,
         flight: &mut Flight,
@@ -528,30 +595,53 @@ impl Client {
         });
     }
 
+    /// What SET has changed in the block so far, with its values there.
+    async fn settings_of_block(&mut self) -> Result<Vec<(String, String)>, QueryError> {
+        let here = self.txn.side.filter(|&side| side == self.set_side && !self.unread.is_empty());
+        let Some(server) = here.and_then(|side| self.servers[side.index()].as_mut()) else {
+            return Ok(Vec::new());
+        };
+        let mut names = self.unread.clone();
+        names.sort();
+        let rows = server.query(&settings::readback(&names), &self.shard.buffers).await?;
+        let values = rows.into_iter().next().unwrap_or_default();
+        Ok(names.into_iter().zip(values).filter_map(|(n, v)| v.map(|v| (n, v))).collect())
+    }
+
     /// Takes the transaction block to `side`: its prologue is repeated there, then it is rolled back where it was.
     async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
         let shard = Rc::clone(&self.shard);
         let failed = |what: String| {
-            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}"))
-                .hint("Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.")
+            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}")).hint(
+                "Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.",
+            )
         };
         let refused = |r: Refused| match r {
-            Refused::Server(frame) => failed(crate::backend::server::error_text(&frame)),
+            Refused::Server(frame) => failed(frame::error_text(&frame)),
             Refused::Unreachable(why) => failed(why.to_string()),
             Refused::Timeout => failed("no server connection became free in time".to_owned()),
             Refused::Cancelled => ClientError::error("57014", "canceling statement due to user request"),
         };
+        let taken_along = match self.settings_of_block().await {
+            Ok(settings) => settings,
+            Err(e) => return Err(failed(e.to_string())),
+        };
         let mut server = self.checkout(side).await.map_err(refused)?;
-        let replayed = server.query(&self.txn.prologue.join(";\n"), &shard.buffers).await;
+        let mut prologue = self.txn.prologue.join(";\n");
+        if let Some(set) = settings::transition(&[], &taken_along) {
+            prologue = format!("{prologue};\n{set}");
+            self.set_side = side;
+        }
+        let replayed = server.query(&prologue, &shard.buffers).await;
         if let Err(e) = replayed {
-            shard.close(server);
+            Shard::close(server);
             return Err(failed(e.to_string()));
         }
         self.servers[side.index()] = Some(server);
         if let Some(mut old) = self.servers[side.other().index()].take() {
             match old.query("ROLLBACK", &shard.buffers).await {
                 Ok(_) if self.keeps_servers() => self.servers[side.other().index()] = Some(old),
-                Ok(_) => shard.give_back(&self.pools[side.other().index()], old),
+                Ok(_) => shard.give_back(&self.pools[side.other().index()], old, Instant::now()),
                 Err(e) => {
                     shard.lost_server(side.other(), &e.to_string());
                     if self.keeps_servers() && side == Side::Target {
@@ -572,11 +662,12 @@ impl Client {
         flight: &Flight,
         survey: &Survey,
         footprint: Option<&Footprint>,
+        now: Instant,
     ) -> Result<(), End> {
         self.registry.settle();
         server.known.settle();
         if footprint.is_some_and(Footprint::is_write) {
-            self.wrote_at = Some(Instant::now());
+            self.wrote_at = Some(now);
             self.wrote_side = Some(server.side);
         }
         self.note_effects(survey, &mut server);
@@ -585,25 +676,32 @@ impl Client {
                 self.shard.count_transaction(server.side, flight.sqlstate.is_none() && !flight.rolled_back);
             }
             self.txn.ended();
+            self.portals.clear();
             self.shared.transaction_since.set(None);
             self.shared.side.set(None);
         } else {
-            self.note_block(survey, footprint, server.side);
+            self.note_block(survey, footprint, server.side, now);
         }
         self.shared.status.set(self.txn.status);
         let idle = self.txn.status == Status::Idle;
         let readable = self.txn.status != Status::Failed;
-        if readable && !self.unread.is_empty() && (idle && !self.keeps_servers() || self.names_moved()) {
-            let names = self.unread.clone();
-            if let Err(e) = self.read_settings(&mut server).await {
-                return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
+        let read = if readable && !idle && self.context_moved {
+            Box::pin(self.read_context(&mut server)).await
+        } else if idle && !self.unread.is_empty() && (!self.keeps_servers() || self.names_moved()) {
+            Box::pin(self.read_settings(&mut server)).await
+        } else {
+            if idle && self.context_local {
+                self.refresh_context(&server);
             }
-            if !idle {
-                self.unread = names; // the block may still be rolled back: read again at its end
-            }
+            Ok(())
+        };
+        self.context_moved = false;
+        self.context_local &= !idle;
+        if let Err(e) = read {
+            return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
         }
         if idle && !self.keeps_servers() {
-            self.shard.give_back(&self.pools[server.side.index()], server);
+            self.shard.give_back(&self.pools[server.side.index()], server, now);
         } else {
             let side = server.side;
             self.servers[side.index()] = Some(server);
@@ -611,22 +709,47 @@ impl Client {
         Ok(())
     }
 
+    /// The catalog was looked at from within a block that is elsewhere: the block goes on, or has failed.
+    async fn return_from_aside(&mut self, mut server: Box<Server>, flight: &Flight) -> Result<(), End> {
+        self.registry.settle();
+        server.known.settle();
+        if flight.sqlstate.is_some() {
+            self.fail_block().await?;
+        }
+        let side = server.side;
+        if self.keeps_servers() {
+            self.servers[side.index()] = Some(server);
+        } else {
+            self.shard.give_back(&self.pools[side.index()], server, Instant::now());
+        }
+        Ok(())
+    }
+
     /// Does a changed setting change what names mean?
     fn names_moved(&self) -> bool {
-        const NAMES: [&str; 5] = [
-            "search_path",
-            "standard_conforming_strings",
-            "role",
-            "session_authorization",
-            "default_transaction_isolation",
-        ];
-        self.unread.iter().any(|n| NAMES.contains(&n.as_str()))
+        self.unread.iter().any(|n| CONTEXT.contains(&n.as_str()) || n == "default_transaction_isolation")
+    }
+
+    /// Reads what unqualified names mean inside the block; settings are read at its end.
+    async fn read_context(&mut self, server: &mut Server) -> Result<(), QueryError> {
+        let names = CONTEXT.map(str::to_owned);
+        let rows = server.query(&settings::readback(&names), &self.shard.buffers).await?;
+        let values = rows.into_iter().next().unwrap_or_default();
+        let pairs = names.into_iter().zip(values).filter_map(|(n, v)| v.map(|v| (n, v)));
+        let outside = std::mem::replace(&mut self.settings, Rc::new(pairs.collect()));
+        self.refresh_context(server);
+        self.settings = outside;
+        Ok(())
     }
 
     fn note_effects(&mut self, survey: &Survey, server: &mut Server) {
         for entry in &survey.executed {
             for statement in &entry.plan.statements {
-                server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_)) || !statement.functions.is_empty();
+                server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_))
+                    || !statement.functions.is_empty();
+                if matches!(statement.kind, Kind::Declare { hold: true, .. }) {
+                    self.held_side = Some(server.side);
+                }
                 for effect in &statement.effects {
                     self.note_effect(effect, server.side);
                 }
@@ -638,7 +761,11 @@ impl Client {
         match effect {
             Effect::Setting(name) | Effect::LocalSetting { name, .. } => {
                 let local = matches!(effect, Effect::LocalSetting { .. });
-                if !local || self.txn.status != Status::Idle {
+                if CONTEXT.contains(&name.as_str()) && self.txn.status != Status::Idle {
+                    self.context_moved = true;
+                    self.context_local = true;
+                }
+                if !local {
                     self.set_side = side;
                     if !self.unread.contains(name) {
                         self.unread.push(name.clone());
@@ -670,26 +797,25 @@ impl Client {
     }
 
     /// The block goes on: what must be repeated if it moves, and what it has done.
-    fn note_block(&mut self, survey: &Survey, footprint: Option<&Footprint>, side: Side) {
+    fn note_block(&mut self, survey: &Survey, footprint: Option<&Footprint>, side: Side, now: Instant) {
         if self.shared.transaction_since.get().is_none() {
-            self.shared.transaction_since.set(Some(Instant::now()));
+            self.shared.transaction_since.set(Some(now));
         }
         self.txn.side = Some(side);
         self.shared.side.set(Some(side));
-        self.txn.fixed |= survey.named_portal;
+        self.txn.fixed |= survey.portal;
         if self.txn.status == Status::Failed {
             return;
         }
-        if let Some(footprint) = footprint {
+        // What was only prepared or described has read nothing.
+        if let Some(footprint) = footprint.filter(|_| !survey.executed.is_empty()) {
             self.txn.work = self.txn.work.max(footprint.work());
             self.txn.read |= footprint.reads;
             self.txn.fixed |= footprint.opens_cursor;
         }
-        let statements: Vec<_> = survey.executed.iter().flat_map(|e| &e.plan.statements).collect();
-        if statements.len() > 1 {
-            self.txn.fixed = true;
-        }
-        for statement in statements {
+        let statements = || survey.executed.iter().flat_map(|e| &e.plan.statements);
+        self.txn.fixed |= statements().nth(1).is_some();
+        for statement in statements() {
             match &statement.kind {
                 Kind::Transaction(Control::Begin { read_only, isolation }) => {
                     self.txn.read_only = *read_only;
@@ -704,14 +830,11 @@ impl Client {
                 }
                 Kind::Transaction(_) => self.note_prologue(survey),
                 Kind::Local => {
-                    for effect in &statement.effects {
-                        if let Effect::LocalSetting { name, value } = effect {
-                            self.note_mode(name, value.as_deref());
-                        }
-                    }
+                    statement.effects.iter().for_each(|effect| self.note_mode(effect));
                     self.note_prologue(survey);
                 }
-                // Not repeated if the block moved, so it must not move.
+                // Settings are taken along when the block moves; of the rest nothing is known.
+                Kind::Session if only_settings(statement) => {}
                 Kind::Session | Kind::Utility | Kind::Unknown(_) => self.txn.work = Work::Written,
                 Kind::Empty
                 | Kind::Read
@@ -732,8 +855,9 @@ impl Client {
         }
     }
 
-    fn note_mode(&mut self, name: &str, value: Option<&str>) {
-        match (name, value) {
+    fn note_mode(&mut self, effect: &Effect) {
+        let Effect::LocalSetting { name, value } = effect else { return };
+        match (name.as_str(), value.as_deref()) {
             ("transaction_isolation", Some("read committed" | "read uncommitted")) => {
                 self.txn.isolation = Some(Isolation::ReadCommitted);
             }
@@ -775,9 +899,21 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&self, choice: &Choice, flight: &Flight, began: Instant) {
+    fn observe(
+        &self,
+        choice: &Choice,
+        flight: &Flight,
+        (now, took): (Instant, Duration),
+        [client, server]: [[u64; 2]; 2],
+    ) {
+        let stats = &self.stats[choice.side.index()];
+        stats.query(took, flight.sqlstate.is_some(), server);
+        self.shard.count_bytes(client, choice.side, server);
+        if self.txn.status == Status::Idle {
+            stats.transaction(self.shared.transaction_since.get().map_or(took, |since| now - since));
+        }
         if let Some(footprint) = &choice.footprint {
-            self.shard.count_query(footprint, choice.side, began.elapsed(), flight.sqlstate.as_ref());
+            self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
         }
     }
 }
@@ -788,6 +924,32 @@ enum SendError {
     Server(String),
 }
 
+/// Does it read the catalog and nothing else, so that the answer is about OIDs that the client knows the source's of?
+fn reads_catalog(survey: &Survey) -> bool {
+    let entries = if survey.executed.is_empty() { &survey.named } else { &survey.executed };
+    let catalog = |s: &crate::statement::Statement| {
+        let tables = s.reads.is_empty() && s.writes.is_empty() && s.functions.is_empty();
+        s.kind == Kind::Read
+            && s.introspects
+            && tables
+            && !s.hazards.contains(crate::statement::Hazards::SESSION)
+    };
+    !entries.is_empty() && entries.iter().flat_map(|e| &e.plan.statements).all(catalog)
+}
+
+/// Does it leave nothing but settings behind?
+fn only_settings(statement: &crate::statement::Statement) -> bool {
+    let setting = |e: &Effect| matches!(e, Effect::Setting(_) | Effect::LocalSetting { .. });
+    !statement.effects.is_empty() && statement.effects.iter().all(setting)
+}
+
+/// Settings that change how a text is read and what names mean.
+const CONTEXT: [&str; 5] =
+    ["search_path", "standard_conforming_strings", "client_encoding", "role", "session_authorization"];
+
+/// Client encodings in which the second byte of a letter may be ASCII (manual, 24.3: not allowed as a server encoding).
+const UNSAFE_ENCODINGS: [&str; 7] = ["BIG5", "GB18030", "GBK", "JOHAB", "SJIS", "SHIFT_JIS_2004", "UHC"];
+
 /// Must the text be kept, to be repeated where the transaction moves to?
 fn is_prologue(entry: &Rc<Entry>) -> bool {
     matches!(&entry.plan.statements[..], [only] if matches!(only.kind, Kind::Transaction(_) | Kind::Local))
@@ -795,9 +957,7 @@ fn is_prologue(entry: &Rc<Entry>) -> bool {
 
 fn names_statement(statement: &crate::statement::Statement) -> bool {
     let discards = || statement.effects.contains(&Effect::DiscardAll);
-    match statement.kind {
-        Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. } => true,
-        Kind::Session => discards(),
-        _ => false,
-    }
+    let names =
+        matches!(statement.kind, Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. });
+    names || statement.kind == Kind::Session && discards()
 }

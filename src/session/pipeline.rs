@@ -19,6 +19,8 @@ pub enum Expect {
     Bind,
     /// The client's Describe.
     Describe,
+    /// A Describe of ours, to learn what a statement's columns are.
+    HiddenDescribe,
     /// The client's Execute.
     Execute,
     /// The client's Close of a statement.
@@ -110,7 +112,20 @@ impl Pipeline {
             Expect::Query | Expect::QueryInBatch | Expect::Function => self.open = false,
             Expect::CopyEnd if self.queue.is_empty() => return,
             Expect::CopyEnd => {}
-            _ => self.open = true,
+            Expect::Parse
+            | Expect::HiddenParse
+            | Expect::Malformed
+            | Expect::Bind
+            | Expect::Describe
+            | Expect::Execute
+            | Expect::Close
+            | Expect::ClosePortal
+            | Expect::HiddenClose
+            | Expect::HiddenBind
+            | Expect::HiddenExecute
+            | Expect::HiddenDescribe
+            | Expect::OwnParseComplete
+            | Expect::OwnCloseComplete => self.open = true,
         }
         self.queue.push_back(expect);
     }
@@ -150,20 +165,23 @@ impl Pipeline {
         (count(Expect::changes_client), count(Expect::changes_server))
     }
 
-    /// What is answered next.
-    pub fn front(&self) -> Option<Expect> {
-        self.queue.front().copied()
-    }
-
     /// The answer of ours that is due now, taken from the queue.
     pub fn own_answer(&mut self) -> Option<&'static [u8]> {
-        let answer: &[u8] = match self.queue.front()? {
-            Expect::OwnParseComplete => b"1\0\0\0\x04",
-            Expect::OwnCloseComplete => b"3\0\0\0\x04",
-            _ => return None,
+        let front = self.queue.front()?;
+        let answer: &[u8] = if *front == Expect::OwnParseComplete {
+            b"1\0\0\0\x04"
+        } else if *front == Expect::OwnCloseComplete {
+            b"3\0\0\0\x04"
+        } else {
+            return None;
         };
         self.pop();
         Some(answer)
+    }
+
+    /// What is answered next.
+    pub fn next(&self) -> Option<Expect> {
+        self.queue.front().copied()
     }
 
     /// Looks at one frame of the server. `lost` gets what the server will never answer because of an error.
@@ -171,14 +189,20 @@ impl Pipeline {
         let front = self.queue.front().copied();
         let hidden = matches!(
             front,
-            Some(Expect::HiddenParse | Expect::HiddenClose | Expect::HiddenBind | Expect::HiddenExecute)
+            Some(
+                Expect::HiddenParse
+                    | Expect::HiddenDescribe
+                    | Expect::HiddenClose
+                    | Expect::HiddenBind
+                    | Expect::HiddenExecute
+            )
         );
         match message {
             Backend::ParseComplete | Backend::BindComplete | Backend::CloseComplete | Backend::NoData => {
-                self.pop()
+                self.pop();
             }
             Backend::RowDescription => {
-                if front == Some(Expect::Describe) {
+                if matches!(front, Some(Expect::Describe | Expect::HiddenDescribe)) {
                     self.pop();
                 }
             }
@@ -194,9 +218,8 @@ impl Pipeline {
                 self.copy_in = false;
                 self.pop();
             }
-            Backend::Relayed | Backend::Notice | Backend::ParameterDescription | Backend::ParameterStatus => {
-                return Reaction::Forward;
-            }
+            Backend::ParameterDescription => {}
+            Backend::Relayed | Backend::Notice | Backend::ParameterStatus => return Reaction::Forward,
         }
         if hidden && message != Backend::Error { Reaction::Swallow } else { Reaction::Forward }
     }
@@ -290,6 +313,8 @@ mod tests {
         check(&[parse, Bind, Execute, OwnCloseComplete, Sync], b"12CZ", "12C(3)Z", 0, true);
         check(&[parse, Describe, Sync], b"1tTZ", "1tTZ", 0, true);
         check(&[parse, Describe, Sync], b"1tnZ", "1tnZ", 0, true);
+        check(&[HiddenDescribe, Bind, Execute, Sync], b"tT2DCZ", "2DCZ", 0, true);
+        check(&[HiddenDescribe, Bind, Execute, Sync], b"tn2CZ", "2CZ", 0, true);
         check(&[parse, Bind, OwnParseComplete, Execute, Sync], b"1EZ", "1EZ", 3, true);
         check(&[hidden, Bind, Execute, Sync], b"EZ", "EZ", 3, true);
         check(&[Bind, Execute], b"E", "E", 2, false);

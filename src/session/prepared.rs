@@ -4,7 +4,7 @@
 //! is called `cf_<number>` on servers, by what it says, so clients share it and never see one another's;
 //! with [`Naming::Client`] (a session that keeps its server connections) it keeps its name.
 
-use std::{collections::HashMap, hash::BuildHasherDefault, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, hash::BuildHasherDefault, rc::Rc};
 
 use bytes::BytesMut;
 
@@ -37,16 +37,27 @@ pub struct Prepared<P> {
     pub types: Box<[u8]>,
     /// Where the name stands in `sql` when this is an SQL-level PREPARE.
     pub name_span: Option<std::ops::Range<usize>>,
+    /// Type OIDs of its columns on the target, once they are known.
+    pub columns: RefCell<Option<Rc<[u32]>>>,
     /// What executing it does.
     pub plan: P,
+    /// What it is called on servers under [`Naming::Content`].
+    pub content_name: Box<[u8]>,
 }
 
 impl<P> Prepared<P> {
+    /// A statement of the protocol's Parse.
+    pub fn new(number: u64, sql: &[u8], types: &[u8], plan: P) -> Self {
+        let content_name = format!("{PREFIX}{number}").into_bytes().into();
+        let columns = RefCell::default();
+        Self { number, sql: sql.into(), types: types.into(), name_span: None, columns, plan, content_name }
+    }
+
     /// What it is called on a server.
-    pub fn server_name<'a>(&self, client_name: &'a [u8], naming: Naming) -> std::borrow::Cow<'a, [u8]> {
+    pub fn server_name<'a>(&'a self, client_name: &'a [u8], naming: Naming) -> &'a [u8] {
         match naming {
-            Naming::Content if !client_name.is_empty() => format!("{PREFIX}{}", self.number).into_bytes().into(),
-            Naming::Content | Naming::Client => client_name.into(),
+            Naming::Content if !client_name.is_empty() => &self.content_name,
+            Naming::Content | Naming::Client => client_name,
         }
     }
 
@@ -145,12 +156,15 @@ fn skip_space(sql: &[u8], mut at: usize) -> usize {
     }
 }
 
+/// A name, and what it meant before.
+type Before<P> = (Box<[u8]>, Option<Rc<Prepared<P>>>);
+
 /// What a client's names mean. Changes are undone when the server turns out to have skipped the message.
 #[derive(Debug)]
 pub struct Registry<P> {
     named: HashMap<Box<[u8]>, Rc<Prepared<P>>, BuildHasherDefault<Fnv>>,
     unnamed: Option<Rc<Prepared<P>>>,
-    undo: Vec<(Box<[u8]>, Option<Rc<Prepared<P>>>)>,
+    undo: Vec<Before<P>>,
     /// Names that DEALLOCATE took away while messages that use them were outstanding: errors may speak of them.
     gone: Vec<(Box<[u8]>, u64)>,
 }
@@ -434,15 +448,7 @@ mod tests {
 
     #[test]
     fn undo_restores_the_old_meaning() {
-        let statement = |number| {
-            Rc::new(Prepared {
-                number,
-                sql: Box::default(),
-                types: Box::default(),
-                name_span: None,
-                plan: (),
-            })
-        };
+        let statement = |number| Rc::new(Prepared::new(number, b"", b"", ()));
         let mut r = Registry::default();
         r.set(b"a", Some(statement(1)));
         r.settle();
