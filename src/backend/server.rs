@@ -281,7 +281,10 @@ impl Server {
 
     /// Is nothing outstanding, so that another client may have it?
     pub fn is_clean(&self) -> bool {
-        !self.spent && self.status == Status::Idle && self.conn.input.is_empty() && self.conn.output.is_empty()
+        !self.spent
+            && self.status == Status::Idle
+            && self.conn.input.is_empty()
+            && self.conn.output.is_empty()
     }
 }
 

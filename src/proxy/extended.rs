@@ -388,12 +388,7 @@ impl Client {
         self.ensure_one(name, server, out)
     }
 
-    fn ensure_one(
-        &mut self,
-        name: &[u8],
-        server: &mut Server,
-        out: &mut BytesMut,
-    ) -> Option<Rc<Statement>> {
+    fn ensure_one(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Rc<Statement>> {
         let Some(statement) = self.registry.get(name).map(Rc::clone) else {
             // What the server knows by this name is another client's, or was closed on the other side.
             self.forget_name(name, server, out);
@@ -473,9 +468,12 @@ impl Client {
 }
 
 /// Names of prepared statements in SQL.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other kinds name none")]
 pub(super) fn names_in(plan: &Plan) -> impl Iterator<Item = &str> {
     plan.statements.iter().filter_map(|statement| match &statement.kind {
-        Kind::Prepare { name, .. } | Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => Some(&**name),
+        Kind::Prepare { name, .. } | Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => {
+            Some(&**name)
+        }
         _ => None,
     })
 }

@@ -47,7 +47,7 @@ pub enum Expect {
     Function,
     /// The client's Sync.
     Sync,
-    /// A CopyDone or CopyFail that was sent on before it was known whether a COPY is there to take it: no answer.
+    /// A `CopyDone` or `CopyFail` that was sent on before it was known whether a COPY is there to take it: no answer.
     CopyEnd,
 }
 
@@ -249,8 +249,10 @@ impl Pipeline {
     fn failed(&mut self, front: Option<Expect>, lost: &mut Vec<Expect>) {
         self.copy_in = false;
         match front {
-            None => {}
-            Some(Expect::Query | Expect::QueryInBatch | Expect::Function | Expect::Sync | Expect::CopyEnd) => {}
+            None
+            | Some(
+                Expect::Query | Expect::QueryInBatch | Expect::Function | Expect::Sync | Expect::CopyEnd,
+            ) => {}
             Some(_) => {
                 while let Some(next) = self.queue.front().copied() {
                     if next == Expect::Sync {

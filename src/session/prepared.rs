@@ -232,13 +232,12 @@ impl<P> Registry<P> {
     /// A change that the server has carried out before the last `pending` ones: no error can undo it.
     pub fn set_before(&mut self, pending: usize, name: &[u8], statement: Option<Rc<Prepared<P>>>) {
         let from = self.undo.len().saturating_sub(pending);
-        match self.undo[from..].iter_mut().find(|(n, _)| **n == *name) {
-            Some((_, old)) => *old = statement,
-            None => {
-                let old = self.put(name, statement);
-                self.gone.extend(old.map(|s| (name.into(), s.number)));
-            }
+        if let Some((_, old)) = self.undo[from..].iter_mut().find(|(n, _)| **n == *name) {
+            *old = statement;
+            return;
         }
+        let old = self.put(name, statement);
+        self.gone.extend(old.map(|s| (name.into(), s.number)));
     }
 
     /// DEALLOCATE ALL or DISCARD ALL was carried out, before the last `pending` changes. Neither touches the unnamed
@@ -470,7 +469,10 @@ mod tests {
         known.set(b"a", Some(4));
         known.set(b"c", Some(5));
         known.clear_before(3);
-        assert_eq!((known.get(b"a"), known.get(b"b"), known.get(b""), known.get(b"c")), (Some(4), None, Some(3), Some(5)));
+        assert_eq!(
+            (known.get(b"a"), known.get(b"b"), known.get(b""), known.get(b"c")),
+            (Some(4), None, Some(3), Some(5))
+        );
         known.set_before(3, b"a", Some(6));
         known.set_before(3, b"d", Some(7));
         assert_eq!(known.pending_name(1), Some(&b"c"[..]));

@@ -24,7 +24,8 @@ pub fn in_client_words(
     moved: Option<Moved>,
 ) -> Option<BytesMut> {
     let body = error.get(HEADER..)?;
-    let about_names = matches!(frame::error_field(body, b'C'), Some(b"26000" | b"42P05" | b"08P01" | b"42601"));
+    let about_names =
+        matches!(frame::error_field(body, b'C'), Some(b"26000" | b"42P05" | b"08P01" | b"42601"));
     let mut new = BytesMut::with_capacity(error.len());
     frame::put(&mut new, b'E', |out| {
         let mut fields = Fields(body);
@@ -50,16 +51,13 @@ fn renamed(text: &[u8], name_of: impl Fn(u64) -> Option<Vec<u8>>) -> Vec<u8> {
         let (before, after) = rest.split_at(at + PREFIX.len());
         let digits = after.iter().take_while(|b| b.is_ascii_digit()).count();
         let number = std::str::from_utf8(&after[..digits]).ok().and_then(|d| d.parse().ok());
-        match number.filter(|_| word).and_then(&name_of) {
-            Some(name) => {
-                out.extend_from_slice(&rest[..at]);
-                out.extend_from_slice(&name);
-                rest = &after[digits..];
-            }
-            None => {
-                out.extend_from_slice(before);
-                rest = after;
-            }
+        if let Some(name) = number.filter(|_| word).and_then(&name_of) {
+            out.extend_from_slice(&rest[..at]);
+            out.extend_from_slice(&name);
+            rest = &after[digits..];
+        } else {
+            out.extend_from_slice(before);
+            rest = after;
         }
     }
     out.extend_from_slice(rest);

@@ -64,10 +64,16 @@ const TEXTS: [&str; 16] = [
     "EXECUTE b (2)",
 ];
 
+/// A Parse. Statements that execute themselves, or one another, bring Postgres itself down: EXECUTE gets no name.
+fn some_parse(rng: &mut Rng, name: &str) -> Vec<u8> {
+    let sql = rng.pick(&STATEMENTS);
+    parse(if sql.starts_with("EXECUTE") { "" } else { name }, sql)
+}
+
 fn message(rng: &mut Rng) -> Vec<u8> {
     let (name, other) = (rng.pick(&NAMES), rng.pick(&NAMES));
     match rng.below(24) {
-        0..=3 => parse(name, rng.pick(&STATEMENTS)),
+        0..=3 => some_parse(rng, name),
         4..=7 => bind(name, other, if rng.chance(15) { &["v"] } else { &[] }),
         8 | 9 => describe(rng.pick(b"SP"), name),
         10..=13 => execute(name, i32::try_from(rng.below(3)).expect("small")),
@@ -92,7 +98,7 @@ fn message(rng: &mut Rng) -> Vec<u8> {
 fn sensible(rng: &mut Rng) -> Vec<u8> {
     let name = rng.pick(&NAMES);
     let rows = i32::try_from(rng.below(3)).expect("small");
-    let mut out = [close(b'S', name), parse(name, rng.pick(&STATEMENTS)), bind(name, name, &[])].concat();
+    let mut out = [close(b'S', name), some_parse(rng, name), bind(name, name, &[])].concat();
     if rng.chance(50) {
         out.extend(describe(b'P', name));
     }
