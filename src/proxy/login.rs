@@ -316,8 +316,9 @@ fn is_well_formed(error: &[u8]) -> bool {
 
 fn unavailable(refused: &Refused) -> ClientError {
     match refused {
-        Refused::Server(frame) => ClientError::fatal("08006", "the source refused the connection")
-            .detail(frame::error_text(frame)),
+        Refused::Server(frame) => {
+            ClientError::fatal("08006", "the source refused the connection").detail(frame::error_text(frame))
+        }
         Refused::Unreachable(why) => {
             ClientError::fatal("08006", format!("the source cannot be reached: {why}"))
                 .hint("Is it running? crossfade connects again by itself.")
