@@ -167,22 +167,24 @@ impl Pool {
             self.opening.set(self.opening.get() + 1);
             let pool = Rc::clone(self);
             // A task of its own: a client that leaves must not take the half-open connection with it.
-            tokio::task::spawn_local(async move {
-                let opened = (pool.connect)(Rc::clone(&pool), permit).await;
-                pool.opening.set(pool.opening.get() - 1);
-                match opened {
-                    Ok(mut server) => {
-                        pool.last_failure.take();
-                        server.lease = Some(Lease::new(&pool.active));
-                        if let Some(surplus) = pool.put(Box::new(server), Instant::now()) {
-                            surplus.close().await;
-                        }
-                    }
-                    Err(why) => pool.fail(&why),
-                }
-            });
+            tokio::task::spawn_local(pool.open(permit));
         }
         true
+    }
+
+    async fn open(self: Rc<Self>, permit: Permit) {
+        let opened = (self.connect)(Rc::clone(&self), permit).await;
+        self.opening.set(self.opening.get() - 1);
+        match opened {
+            Ok(mut server) => {
+                self.last_failure.take();
+                server.lease = Some(Lease::new(&self.active));
+                if let Some(surplus) = self.put(Box::new(server), Instant::now()) {
+                    surplus.close().await;
+                }
+            }
+            Err(why) => self.fail(&why),
+        }
     }
 
     /// Whoever waits hears why; all of them when no connection is left that could come back.

@@ -440,7 +440,7 @@ impl Client {
             return;
         }
         if !server.is_clean() || !self.pipeline.is_idle() || shard.is_draining() {
-            shard.close(server);
+            Shard::close(server);
             return;
         }
         tokio::task::spawn_local(async move {

@@ -287,7 +287,7 @@ impl Client {
             let on_server = statement.server_name(name, self.naming());
             frame::put(out, b'D', |b| {
                 b.extend_from_slice(b"S");
-                b.extend_from_slice(&on_server);
+                b.extend_from_slice(on_server);
                 b.extend_from_slice(&[0]);
             });
             self.pipeline.sent(Expect::HiddenDescribe);

@@ -240,7 +240,7 @@ fn client(
         held_side: None,
         txn: Transaction::default(),
         current: shard.current(),
-        context: shard.context(None, true),
+        context: shard.context(None, true, true),
         settings: Settings::default(),
         unread: Vec::new(),
         read_committed: true,

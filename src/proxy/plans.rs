@@ -7,7 +7,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::{
     catalog::Catalog,
     route::{Footprint, policy::Policy},
-    statement::{self, Plan, normalize::normalize},
+    statement::{self, Plan, Unknown, normalize::normalize},
 };
 
 /// A plan, and what it means under the policy that was asked about last.
@@ -48,6 +48,9 @@ pub(super) struct SearchContext {
     pub(super) search_path: Option<Vec<String>>,
     /// See [`statement::Context`].
     pub(super) standard_conforming_strings: bool,
+    /// A byte below 128 is ASCII wherever it stands. Not so in SJIS, BIG5, GBK, UHC, GB18030 and JOHAB: a quote may be
+    /// half of a letter there, and what is not all ASCII is not read.
+    pub(super) ascii_safe: bool,
 }
 
 /// The cache of one data thread, bounded in bytes.
@@ -80,9 +83,12 @@ impl Plans {
         &mut self,
         search_path: Option<Vec<String>>,
         standard_conforming_strings: bool,
+        ascii_safe: bool,
     ) -> Rc<SearchContext> {
         let same = |c: &&Rc<SearchContext>| {
-            c.search_path == search_path && c.standard_conforming_strings == standard_conforming_strings
+            c.search_path == search_path
+                && c.standard_conforming_strings == standard_conforming_strings
+                && c.ascii_safe == ascii_safe
         };
         if let Some(found) = self.contexts.iter().find(same) {
             return Rc::clone(found);
@@ -91,8 +97,8 @@ impl Plans {
             self.contexts.clear();
         }
         self.next_context += 1;
-        let new =
-            Rc::new(SearchContext { number: self.next_context, search_path, standard_conforming_strings });
+        let number = self.next_context;
+        let new = Rc::new(SearchContext { number, search_path, standard_conforming_strings, ascii_safe });
         self.contexts.push(Rc::clone(&new));
         new
     }
@@ -114,6 +120,9 @@ impl Plans {
         if let Some(found) = self.exact.get(hash, context.number, sql) {
             self.hits += 1;
             return found;
+        }
+        if !context.ascii_safe && !sql.is_ascii() {
+            return Entry::new(Plan::unknown(Unknown::Encoding, sql.len()), catalog.generation);
         }
         let short = sql.len() <= limits.statement_bytes;
         let shaped = short && normalize(sql, context.standard_conforming_strings, &mut self.scratch);

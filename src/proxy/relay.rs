@@ -253,10 +253,8 @@ impl Client {
             }
             self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
-            let renamed = match message {
-                Backend::Error => self.registry.error_in_clients_words(&server.conn.input[at..at + length]),
-                _ => None,
-            };
+            let error = (message == Backend::Error).then(|| &server.conn.input[at..at + length]);
+            let renamed = error.and_then(|error| self.registry.error_in_clients_words(error));
             let mut lost = Vec::new();
             match (self.pipeline.answered(message, &mut lost), renamed) {
                 (Reaction::Forward, None) => at += length,

@@ -136,8 +136,9 @@ impl Shard {
         &self,
         search_path: Option<Vec<String>>,
         standard_strings: bool,
+        ascii_safe: bool,
     ) -> Rc<SearchContext> {
-        self.plans.borrow_mut().context(search_path, standard_strings)
+        self.plans.borrow_mut().context(search_path, standard_strings, ascii_safe)
     }
 
     /// The one statement with this content: clients of this thread share it.
@@ -309,6 +310,7 @@ impl Shard {
                 () = deadline => Err(Refused::Timeout),
             };
             self.hot.borrow().pool_wait(pool.key.side, began.elapsed());
+            self.stats(&client.user, pool.key.side).wait(began.elapsed());
             let mut server = taken?;
             if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
                 return Ok(server);
@@ -321,26 +323,26 @@ impl Shard {
         let lifetime = self.current.borrow().config.timeouts.server_lifetime;
         let old = lifetime.is_some_and(|d| now - server.opened >= d) && pool.counts().waiting == 0;
         if !server.is_clean() || old || self.is_draining() {
-            return self.close(server);
+            return Self::close(server);
         }
         if server.gate.is_clear() {
             if let Some(surplus) = pool.put(server, now) {
-                self.close(surplus);
+                Self::close(surplus);
             }
             return;
         }
-        let (shard, pool) = (Rc::clone(self), Rc::clone(pool));
+        let pool = Rc::clone(pool);
         tokio::task::spawn_local(async move {
             let gate: Rc<CancelGate> = Rc::clone(&server.gate);
             gate.clear().await;
             if let Some(surplus) = pool.put(server, Instant::now()) {
-                shard.close(surplus);
+                Self::close(surplus);
             }
         });
     }
 
     /// Closes a connection politely.
-    pub(super) fn close(self: &Rc<Self>, mut server: Box<Server>) {
+    pub(super) fn close(mut server: Box<Server>) {
         server.lease = None;
         tokio::task::spawn_local(server.close());
     }
@@ -392,7 +394,7 @@ impl Shard {
     pub(super) fn drop_idle(self: &Rc<Self>) {
         let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
         for server in pools.iter().flat_map(|p| p.clear()) {
-            self.close(server);
+            Self::close(server);
         }
     }
 
@@ -424,7 +426,7 @@ impl Shard {
                 Poll::Ready(pool.sweep(cx, &self.buffers, t.server_idle, t.server_lifetime, keep))
             });
             for server in closing.await {
-                self.close(server);
+                Self::close(server);
             }
         }
         self.servers.borrow_mut().retain(|s| s.strong_count() > 0);

@@ -210,7 +210,7 @@ impl Client {
                     let now = Instant::now();
                     let traffic =
                         [&mut self.conn, &mut server.conn].map(|conn| std::mem::take(&mut conn.traffic));
-                    self.observe(&choice, &flight, now - began, traffic);
+                    self.observe(&choice, &flight, (now, now - began), traffic);
                     if self.txn.status == Status::Idle {
                         server.info.transactions.set(server.info.transactions.get() + 1);
                     }
@@ -311,9 +311,12 @@ impl Client {
     /// Takes over a connection on which nothing has to be done first; `false` when something has.
     fn adopt(&self, server: &mut Server) -> bool {
         let stranger = server.last_client != self.id();
-        let here = self.unread.is_empty() || server.side == self.set_side;
-        let same =
-            || Rc::ptr_eq(&server.settings, &self.settings) || (here && server.settings == self.settings);
+        let same = || {
+            if !self.unread.is_empty() {
+                return server.side == self.set_side; // where they were set; elsewhere they must be read first
+            }
+            Rc::ptr_eq(&server.settings, &self.settings) || server.settings == self.settings
+        };
         if stranger && server.tainted || server.status == Status::Idle && !same() {
             return false;
         }
@@ -328,18 +331,15 @@ impl Client {
         found: Option<Box<Server>>,
     ) -> Result<Box<Server>, Refused> {
         let shard = Rc::clone(&self.shard);
-        let mut server = match found {
-            Some(server) => server,
-            None => {
-                self.shared.activity.set(Activity::Waiting);
-                let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
-                let wait = self.current.config.timeouts.query_wait;
-                let began = Instant::now();
-                let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
-                self.shared.activity.set(Activity::Active);
-                self.stats[side.index()].wait(began.elapsed());
-                server?
-            }
+        let mut server = if let Some(server) = found {
+            server
+        } else {
+            self.shared.activity.set(Activity::Waiting);
+            let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
+            let wait = self.current.config.timeouts.query_wait;
+            let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
+            self.shared.activity.set(Activity::Active);
+            server?
         };
         let io = |e: QueryError| Refused::Unreachable(e.to_string().into());
         if server.last_client != self.id() {
@@ -412,7 +412,10 @@ impl Client {
             Some(role) => role,
             None => get("session_authorization").unwrap_or(&self.shared.user),
         };
-        self.context = self.shard.context(settings::search_path(path, user), strings);
+        let reported = parameters.iter().find(|(n, _)| n == "client_encoding").map(|(_, v)| v.as_str());
+        let encoding = get("client_encoding").or(reported).unwrap_or_default().to_ascii_uppercase();
+        let ascii_safe = !UNSAFE_ENCODINGS.contains(&encoding.as_str());
+        self.context = self.shard.context(settings::search_path(path, user), strings, ascii_safe);
         let isolation = get("default_transaction_isolation").unwrap_or(&defaults.isolation);
         self.read_committed = matches!(isolation, "read committed" | "read uncommitted");
     }
@@ -608,7 +611,7 @@ impl Client {
         }
         let replayed = server.query(&prologue, &shard.buffers).await;
         if let Err(e) = replayed {
-            shard.close(server);
+            Shard::close(server);
             return Err(failed(e.to_string()));
         }
         self.servers[side.index()] = Some(server);
@@ -873,12 +876,18 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&self, choice: &Choice, flight: &Flight, took: Duration, [client, server]: [[u64; 2]; 2]) {
+    fn observe(
+        &self,
+        choice: &Choice,
+        flight: &Flight,
+        (now, took): (Instant, Duration),
+        [client, server]: [[u64; 2]; 2],
+    ) {
         let stats = &self.stats[choice.side.index()];
         stats.query(took, flight.sqlstate.is_some(), server);
         self.shard.count_bytes(client, choice.side, server);
         if self.txn.status == Status::Idle {
-            stats.transaction(self.shared.transaction_since.get().map_or(took, |since| since.elapsed()));
+            stats.transaction(self.shared.transaction_since.get().map_or(took, |since| now - since));
         }
         if let Some(footprint) = &choice.footprint {
             self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
@@ -911,8 +920,12 @@ fn only_settings(statement: &crate::statement::Statement) -> bool {
     !statement.effects.is_empty() && statement.effects.iter().all(setting)
 }
 
-/// Settings that change what names mean.
-const CONTEXT: [&str; 4] = ["search_path", "standard_conforming_strings", "role", "session_authorization"];
+/// Settings that change how a text is read and what names mean.
+const CONTEXT: [&str; 5] =
+    ["search_path", "standard_conforming_strings", "client_encoding", "role", "session_authorization"];
+
+/// Client encodings in which the second byte of a letter may be ASCII (manual, 24.3: not allowed as a server encoding).
+const UNSAFE_ENCODINGS: [&str; 7] = ["BIG5", "GB18030", "GBK", "JOHAB", "SJIS", "SHIFT_JIS_2004", "UHC"];
 
 /// Must the text be kept, to be repeated where the transaction moves to?
 fn is_prologue(entry: &Rc<Entry>) -> bool {

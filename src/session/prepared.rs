@@ -402,8 +402,11 @@ mod tests {
         let statement = Prepared::new(8, b"", b"", ());
         let mut registry = Registry::default();
         registry.set(b"st1", Some(Rc::new(statement)));
-        let frame =
-            |text: &str| [&b"E"[..], &(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat();
+        let frame = |text: &str| {
+            let mut out = bytes::BytesMut::new();
+            crate::wire::frame::put(&mut out, b'E', |b| b.extend_from_slice(text.as_bytes()));
+            out.to_vec()
+        };
         let new = registry
             .error_in_clients_words(&frame("C42P05\0Mprepared statement \"cf_8\" already exists\0\0"));
         assert_eq!(new, Some(frame("C42P05\0Mprepared statement \"st1\" already exists\0\0")));
