@@ -2,7 +2,9 @@
 
 mod client;
 mod extended;
+mod feed;
 mod global;
+mod leave;
 mod login;
 mod operator;
 mod plans;

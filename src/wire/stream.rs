@@ -66,6 +66,15 @@ impl AsyncWrite for Stream {
 }
 
 impl Stream {
+    /// Is it worth while to read? Under TLS nobody knows.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(s) => s.poll_read_ready(cx),
+            Stream::Unix(s) => s.poll_read_ready(cx),
+            Stream::TlsServer(_) | Stream::TlsClient(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Is there TLS on it?
     pub fn is_tls(&self) -> bool {
         matches!(self, Stream::TlsServer(_) | Stream::TlsClient(_))
