@@ -2,8 +2,9 @@
 
 pub mod budget;
 pub mod connection;
+pub mod control;
+pub mod line;
+pub mod login;
 pub mod pool;
 pub mod server;
-pub mod login;
 pub mod tls;
-pub mod control;

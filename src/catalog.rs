@@ -26,6 +26,8 @@ pub struct Catalog {
     pub type_target_to_source: HashMap<u32, u32>,
     /// The inverse.
     pub type_source_to_target: HashMap<u32, u32>,
+    /// Types on the target whose binary values hold such OIDs.
+    pub nested: crate::wire::oids::Nested,
     /// The same for relations (`RowDescription` names the table of a column).
     pub class_target_to_source: HashMap<u32, u32>,
     /// `search_path` a new session of (user) gets, schemas in order with `$user` kept; the database's default is under "".

@@ -12,10 +12,12 @@ use crate::{
 
 /// Reads the catalogs of both databases, or the reason why it cannot. Makes a runtime of its own.
 pub fn catalog(config: &Config) -> Result<Catalog, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     runtime.block_on(async {
         let pool = |side: Side| {
-            control::pool(&config.backends[side.index()], config.timeouts.server_connect).map_err(|e| e.to_string())
+            control::pool(&config.backends[side.index()], config.timeouts.server_connect)
+                .map_err(|e| e.to_string())
         };
         let (source, target) = (pool(Side::Source)?, pool(Side::Target)?);
         let loaded = load::load([&source, &target], 1).await.map_err(|e| e.to_string())?;

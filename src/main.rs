@@ -60,8 +60,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let environment: Vec<(String, String)> =
-        std::env::vars_os().filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?))).collect();
+    let environment: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)))
+        .collect();
     match Arguments::parse().command {
         Command::Serve { config } => match crossfade::proxy::serve(&config, environment) {
             Ok(()) => ExitCode::SUCCESS,
@@ -86,10 +87,13 @@ fn main() -> ExitCode {
                 Ok(sql) => sql,
                 Err(error) => return fail(&format!("{}: {error}", file.display())),
             };
-            let catalog = if no_connect { Ok(crossfade::catalog::Catalog::default()) } else { cli::catalog(&checked) };
+            let catalog =
+                if no_connect { Ok(crossfade::catalog::Catalog::default()) } else { cli::catalog(&checked) };
             let catalog = match catalog {
                 Ok(catalog) => catalog,
-                Err(error) => return fail(&format!("{error}\nWith --no-connect the databases are not asked.")),
+                Err(error) => {
+                    return fail(&format!("{error}\nWith --no-connect the databases are not asked."));
+                }
             };
             let path: Vec<String> = search_path.split(',').map(|s| s.trim().to_owned()).collect();
             let format = if json { cli::route::Format::Json } else { cli::route::Format::Table };

@@ -42,6 +42,8 @@ pub struct TransactionState {
     pub temporary: bool,
     /// The side of the session's last write: what `lastval()` means.
     pub last_write: Option<Side>,
+    /// The statement opens a cursor, or a portal that is read in parts: what a later write could not move away from.
+    pub holds: bool,
 }
 
 /// An open transaction block.
@@ -236,7 +238,10 @@ impl Router<'_> {
 
     fn block_reads_from_lead(&self) -> bool {
         let may_write = self.block.read_only != Some(true);
-        may_write && (self.policy.transactions == TransactionReads::Lead || !self.own_snapshots())
+        may_write
+            && (self.state.holds
+                || self.policy.transactions == TransactionReads::Lead
+                || !self.own_snapshots())
     }
 
     /// Has each statement a snapshot of its own?
@@ -254,7 +259,8 @@ impl Router<'_> {
         if free {
             return Decision::Move(side, reason);
         }
-        if may[here.index()] {
+        let leaves = self.state.holds && reason == Reason::BlockLead && self.may_leave_for(side);
+        if may[here.index()] && !leaves {
             return Decision::Run(here, Reason::Block);
         }
         match self.block.work {

@@ -3,7 +3,6 @@
 //! Postgres' own grammar reads the text once ([`analyze`]); later steps look at the plan and never at
 //! the text again. What is not understood is [`Kind::Unknown`] with its reason, never a guess.
 
-pub mod normalize;
 mod access;
 mod builtin;
 mod call;
@@ -11,6 +10,7 @@ mod ddl;
 mod guard;
 mod name;
 mod node;
+pub mod normalize;
 mod order;
 pub(crate) mod sample;
 mod utility;

@@ -18,6 +18,7 @@ use crate::{
     wire::{
         conn::{Buffers, Conn},
         frame,
+        stream::Detached,
     },
 };
 
@@ -74,6 +75,25 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
+}
+
+/// A clean connection on its way to a client of another data thread.
+#[derive(Debug)]
+pub struct Travelling {
+    stream: Detached,
+    side: Side,
+    user: String,
+    process_id: i32,
+    key: Vec<u8>,
+    parameters: Vec<(String, String)>,
+    defaults: SessionDefaults,
+    known: Known,
+    settings: Vec<(String, String)>,
+    tainted: bool,
+    last_client: u64,
+    opened: Instant,
+    transactions: u64,
+    permit: Permit,
 }
 
 /// What a session of this user starts with.
@@ -268,9 +288,65 @@ impl Server {
         }
     }
 
+    /// Gets ready to leave this thread. Only for a clean connection without cancel requests under way.
+    pub fn depart(self) -> io::Result<Travelling> {
+        debug_assert!(self.is_clean() && self.gate.is_clear(), "something is outstanding");
+        Ok(Travelling {
+            stream: self.conn.stream.detach()?,
+            side: self.side,
+            user: self.info.user.to_string(),
+            process_id: self.process_id,
+            key: self.key.to_vec(),
+            parameters: self.parameters,
+            defaults: (*self.defaults).clone(),
+            known: self.known,
+            settings: (*self.settings).clone(),
+            tainted: self.tainted,
+            last_client: self.last_client,
+            opened: self.opened,
+            transactions: self.info.transactions.get(),
+            permit: self.permit,
+        })
+    }
+
     /// Is nothing outstanding, so that another client may have it?
     pub fn is_clean(&self) -> bool {
         self.status == Status::Idle && self.conn.input.is_empty() && self.conn.output.is_empty()
+    }
+}
+
+impl Travelling {
+    /// Arrives at the thread that calls this.
+    pub fn arrive(self) -> io::Result<Server> {
+        let stream = self.stream.attach()?;
+        let info = Rc::new(ServerInfo {
+            side: self.side,
+            user: self.user.into(),
+            process_id: self.process_id,
+            client: Cell::new(0),
+            opened: self.opened,
+            used: Cell::new(Instant::now()),
+            transactions: Cell::new(self.transactions),
+            tls: stream.is_tls(),
+        });
+        Ok(Server {
+            conn: Conn::new(stream, BytesMut::new()),
+            side: self.side,
+            process_id: self.process_id,
+            key: self.key.into(),
+            parameters: self.parameters,
+            defaults: Rc::new(self.defaults),
+            known: self.known,
+            settings: Rc::new(self.settings),
+            status: Status::Idle,
+            tainted: self.tainted,
+            last_client: self.last_client,
+            opened: self.opened,
+            info,
+            gate: Rc::default(),
+            lease: None,
+            permit: self.permit,
+        })
     }
 }
 

@@ -6,7 +6,11 @@ use super::{
     Catalog, Function, Relation, RelationKind,
     load::{Raw, RawRelation, RawType},
 };
-use crate::{Side, statement::Table};
+use crate::{
+    Side,
+    statement::Table,
+    wire::oids::{Nested, Shape},
+};
 
 /// Merges what was read; a side that is `None` did not answer.
 pub(super) fn build(raw: &[Option<Raw>; 2], generation: u64) -> Catalog {
@@ -16,6 +20,9 @@ pub(super) fn build(raw: &[Option<Raw>; 2], generation: u64) -> Catalog {
         let pairs = pair(&type_names(source), &type_names(target));
         catalog.type_target_to_source = pairs.iter().map(|(&s, &t)| (t, s)).collect();
         catalog.type_source_to_target = pairs;
+        if !catalog.type_target_to_source.is_empty() {
+            catalog.nested = Nested { shapes: shapes(target), types: catalog.type_target_to_source.clone() };
+        }
         let pairs = pair(&class_names(source), &class_names(target));
         catalog.class_target_to_source = pairs.into_iter().map(|(s, t)| (t, s)).collect();
     }
@@ -35,6 +42,32 @@ pub(super) fn build(raw: &[Option<Raw>; 2], generation: u64) -> Catalog {
     catalog.function_schemas_by_name = by_name(catalog.functions.keys());
     catalog
 }
+
+/// Types whose binary values hold OIDs. Those of built-in arrays never differ, and cost a look at each row.
+fn shapes(raw: &Raw) -> HashMap<u32, Shape> {
+    const FIRST_OF_INITDB: u32 = 10_000;
+    let by_oid: HashMap<u32, &RawType> = raw.types.iter().map(|t| (t.oid, t)).collect();
+    let shape = |t: &RawType| {
+        let mut t = t;
+        // A column of a composite type may be a domain, and the OID is then the domain's.
+        for _ in 0..32 {
+            if t.array {
+                return Some(Shape::Array);
+            }
+            if t.relation != 0 {
+                return Some(Shape::Composite);
+            }
+            t = by_oid.get(&t.inner)?;
+        }
+        None
+    };
+    let own = raw.types.iter().filter(|t| t.oid >= FIRST_OF_INITDB);
+    let anonymous = [(RECORD, Shape::Composite), (RECORD_ARRAY, Shape::Array)];
+    own.filter_map(|t| Some((t.oid, shape(t)?))).chain(anonymous).collect()
+}
+
+const RECORD: u32 = 2249;
+const RECORD_ARRAY: u32 = 2287;
 
 type TypeName<'a> = (&'a str, &'a str, bool);
 

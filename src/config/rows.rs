@@ -18,14 +18,20 @@ impl Config {
         let l = &self.listen;
         let addresses: Vec<_> = l.addresses.iter().map(ToString::to_string).collect();
         rows.cold("listen.addresses", addresses.join(", "));
-        rows.cold("listen.unix_socket_dir", l.unix_socket_dir.as_ref().map_or_else(String::new, |d| d.display().to_string()));
+        rows.cold(
+            "listen.unix_socket_dir",
+            l.unix_socket_dir.as_ref().map_or_else(String::new, |d| d.display().to_string()),
+        );
         rows.cold("listen.threads", l.threads);
         rows.cold("listen.backlog", l.backlog);
         if let Some(tls) = &self.client_tls {
             rows.hot("client_tls.mode", if tls.require { "require" } else { "prefer" });
             rows.hot("client_tls.certificate", tls.certificate.display());
             rows.hot("client_tls.key", tls.key.display());
-            rows.hot("client_tls.client_ca", tls.client_ca.as_ref().map_or_else(String::new, |d| d.display().to_string()));
+            rows.hot(
+                "client_tls.client_ca",
+                tls.client_ca.as_ref().map_or_else(String::new, |d| d.display().to_string()),
+            );
         }
         let method = match self.auth.method {
             AuthMethod::Scram => "scram-sha-256",

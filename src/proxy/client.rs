@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     future::poll_fn,
     io,
     rc::Rc,
@@ -51,6 +52,10 @@ pub(super) struct Client {
     pub(super) pipeline: Pipeline,
     /// Its names of prepared statements.
     pub(super) registry: Registry<PlanCell>,
+    /// Its portals on the target whose binary rows may hold OIDs.
+    pub(super) portals: HashMap<Box<[u8]>, Rc<super::relay::Portal>>,
+    /// Where it holds cursors that outlive their transaction.
+    pub(super) held_side: Option<Side>,
     /// The transaction it is in.
     pub(super) txn: Transaction,
     /// Configuration and catalog; kept through a transaction.
@@ -69,6 +74,10 @@ pub(super) struct Client {
     pub(super) wrote_side: Option<Side>,
     /// Where it changed a setting last.
     pub(super) set_side: Side,
+    /// The last unit changed what names mean, inside a block.
+    pub(super) context_moved: bool,
+    /// What names mean is not what it will be after the block.
+    pub(super) context_local: bool,
     /// It has temporary tables.
     pub(super) temporary: bool,
 }
@@ -140,7 +149,11 @@ impl Client {
     pub(super) fn pin(&self, why: Pin) {
         if self.shared.mode == PoolMode::Transaction && self.shared.pinned.get().is_none() {
             self.shared.pinned.set(Some(why));
-            tracing::debug!(client = self.id(), reason = why.name(), "session is pinned to its server connection");
+            tracing::debug!(
+                client = self.id(),
+                reason = why.name(),
+                "session is pinned to its server connection"
+            );
         }
     }
 
@@ -336,9 +349,11 @@ impl Client {
 
     /// An error inside a transaction block fails the block, also when it is ours: whoever commits after it must not
     /// commit half.
-    async fn fail_block(&mut self) -> Result<(), End> {
+    pub(super) async fn fail_block(&mut self) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
-        let Some(server) = self.txn.side.and_then(|side| self.servers[side.index()].as_mut()) else { return Ok(()) };
+        let Some(server) = self.txn.side.and_then(|side| self.servers[side.index()].as_mut()) else {
+            return Ok(());
+        };
         // Fails in every block, and does nothing else.
         let _ = server.query("ROLLBACK TO SAVEPOINT \"crossfade refused a statement\"", &shard.buffers).await;
         self.txn.status = server.status;
@@ -425,7 +440,6 @@ impl Client {
             }
         });
     }
-
 }
 
 /// What a client is told when it is ended from outside.

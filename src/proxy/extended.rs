@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use super::{
     client::{Client, End, Statement},
     plans::Entry,
-    relay::{Awaited, Flight},
+    relay::{Awaited, Flight, Portal},
 };
 use crate::{
     Side,
@@ -33,8 +33,8 @@ pub(super) struct Survey {
     pub(super) executed: Vec<Rc<Entry>>,
     /// What it only prepares or describes.
     pub(super) named: Vec<Rc<Entry>>,
-    /// It binds a portal with a name: the transaction cannot move away from it.
-    pub(super) named_portal: bool,
+    /// It binds a portal with a name, or fetches from one in parts: the transaction cannot move away from it.
+    pub(super) portal: bool,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
 }
@@ -77,13 +77,16 @@ impl Client {
                 }
                 Some(Frontend::Bind) => {
                     let (Ok(portal), Ok(name)) = (fields.cstr(), fields.cstr()) else { continue };
-                    survey.named_portal |= !portal.is_empty();
+                    survey.portal |= !portal.is_empty();
                     if let Some(statement) = find(name, &names) {
                         let first = survey.executed.is_empty();
                         survey.text = (first && fields.0.starts_with(&[0, 0, 0, 0]))
                             .then(|| String::from_utf8_lossy(&statement.sql).into_owned());
                         survey.executed.push(self.resolve(&self.plan_of(&statement)));
                     }
+                }
+                Some(Frontend::Execute) => {
+                    survey.portal |= fields.cstr().is_ok() && fields.0 != [0; 4];
                 }
                 Some(Frontend::Describe) => {
                     let (Ok(b'S'), Ok(name)) = (fields.byte(), fields.cstr()) else { continue };
@@ -131,12 +134,17 @@ impl Client {
             sql: sql.into(),
             types: types.into(),
             name_span: None,
+            columns: RefCell::default(),
             plan: RefCell::new(plan),
         })
     }
 
     /// The statement that an SQL-level PREPARE makes. `text` is the whole of it.
-    pub(super) fn prepare_sql(&self, text: &[u8], inner: &crate::statement::Statement) -> Option<Rc<Statement>> {
+    pub(super) fn prepare_sql(
+        &self,
+        text: &[u8],
+        inner: &crate::statement::Statement,
+    ) -> Option<Rc<Statement>> {
         let span = prepared::name_span(text)?;
         let plan = Plan { statements: vec![inner.clone()], literal_dependent: true, fingerprint: 0 };
         Some(Rc::new(Prepared {
@@ -144,6 +152,7 @@ impl Client {
             sql: text.into(),
             types: Box::default(),
             name_span: Some(span),
+            columns: RefCell::default(),
             plan: RefCell::new(Entry::new(plan, u64::MAX)),
         }))
     }
@@ -163,7 +172,7 @@ impl Client {
             let Some((tag, size)) = frame::header(&self.conn.input[at..])? else { break };
             let input = std::mem::take(&mut self.conn.input);
             let body = &input[at + HEADER..at + size];
-            let translation = self.translate_one(tag, body, &mut survey, server, &mut scratch);
+            let translation = self.translate_one((tag, body), &mut survey, server, &mut scratch, flight);
             self.conn.input = input;
             match translation {
                 Translation::Keep => at += size,
@@ -186,11 +195,11 @@ impl Client {
 
     fn translate_one(
         &mut self,
-        tag: u8,
-        body: &[u8],
+        (tag, body): (u8, &[u8]),
         survey: &mut Survey,
         server: &mut Server,
         out: &mut BytesMut,
+        flight: &mut Flight,
     ) -> Translation {
         let mut fields = Fields(body);
         // What cannot be read is sent as it is: the server refuses it in its own words.
@@ -208,7 +217,13 @@ impl Client {
             },
             Some(Frontend::Bind) => {
                 let renamed = match (fields.cstr(), fields.cstr()) {
-                    (Ok(portal), Ok(name)) => self.ensure(name, server, out).map(|new| (portal, new)),
+                    (Ok(portal), Ok(name)) => {
+                        let renamed = self.ensure(name, server, out);
+                        if server.side == Side::Target {
+                            self.note_portal(portal, name, fields.0, out, flight);
+                        }
+                        renamed.map(|new| (portal, new))
+                    }
                     _ => None,
                 };
                 self.pipeline.sent(Expect::Bind);
@@ -223,10 +238,19 @@ impl Client {
                 Translation::Replace
             }
             Some(Frontend::Describe) => {
-                let renamed = match (fields.byte(), fields.cstr()) {
+                let (kind, name) = (fields.byte(), fields.cstr());
+                let renamed = match (kind, name) {
                     (Ok(b'S'), Ok(name)) => self.ensure(name, server, out),
                     _ => None,
                 };
+                if server.side == Side::Target && !self.pipeline.skips() {
+                    let statement = match (kind, name) {
+                        (Ok(b'S'), Ok(name)) => self.registry.get(name).cloned(),
+                        (Ok(b'P'), Ok(name)) => self.portals.get(name).map(|p| Rc::clone(&p.statement)),
+                        _ => None,
+                    };
+                    flight.described.push_back(statement);
+                }
                 self.pipeline.sent(Expect::Describe);
                 let Some(name) = renamed else { return finish(out, tag, body) };
                 frame::put(out, b'D', |b| {
@@ -240,10 +264,44 @@ impl Client {
                 (Ok(b'S'), Ok(name)) => self.send_close(name, server),
                 _ => self.keep(Expect::ClosePortal),
             },
-            Some(Frontend::Execute) => self.keep(Expect::Execute),
+            Some(Frontend::Execute) => {
+                if server.side == Side::Target && !self.pipeline.skips() {
+                    let portal = fields.cstr().ok().and_then(|name| self.portals.get(name).cloned());
+                    flight.rows.push_back(portal);
+                }
+                self.keep(Expect::Execute)
+            }
             Some(Frontend::Sync) => self.keep(Expect::Sync),
             _ => Translation::Keep,
         }
+    }
+
+    /// Remembers a portal on the target whose binary rows may hold OIDs; asks for its columns if they are not known.
+    fn note_portal(
+        &mut self,
+        portal: &[u8],
+        name: &[u8],
+        rest: &[u8],
+        out: &mut BytesMut,
+        flight: &mut Flight,
+    ) {
+        self.portals.remove(portal);
+        if self.current.catalog.nested.shapes.is_empty() {
+            return;
+        }
+        let Some(statement) = self.registry.get(name).cloned() else { return };
+        let Some(formats) = oids::result_formats(rest).filter(|f| f.contains(&1)) else { return };
+        if statement.columns.borrow().is_none() {
+            let on_server = statement.server_name(name, self.naming());
+            frame::put(out, b'D', |b| {
+                b.extend_from_slice(b"S");
+                b.extend_from_slice(&on_server);
+                b.extend_from_slice(&[0]);
+            });
+            self.pipeline.sent(Expect::HiddenDescribe);
+            flight.described.push_back(Some(Rc::clone(&statement)));
+        }
+        self.portals.insert(portal.into(), Rc::new(Portal::new(statement, formats)));
     }
 
     fn keep(&mut self, expect: Expect) -> Translation {

@@ -29,11 +29,7 @@ use crate::{
     },
     session::{pipeline::Pipeline, prepared::Registry, settings::Settings, transaction::Transaction},
     statement::Pin,
-    wire::{
-        conn::Conn,
-        frame,
-        stream::Stream,
-    },
+    wire::{conn::Conn, frame, stream::Stream},
 };
 
 /// Serves one accepted connection to its end.
@@ -79,8 +75,9 @@ async fn console(shard: &Rc<Shard>, login: Login) {
         (true, _) => Role::Admin,
         (false, true) => Role::Stats,
         (false, false) => {
-            let error = ClientError::fatal("28000", format!("user \"{}\" may not use the console", login.user))
-                .hint("Name the user in admin.admin_users or admin.stats_users.");
+            let error =
+                ClientError::fatal("28000", format!("user \"{}\" may not use the console", login.user))
+                    .hint("Name the user in admin.admin_users or admin.stats_users.");
             return last(login.stream, login.id, &error).await;
         }
     };
@@ -126,12 +123,16 @@ fn random_key(key: &mut [u8]) -> i32 {
 
 /// What `replication` asks for; `None`: nothing.
 fn replication(login: &Login) -> bool {
-    let value = login.parameters.iter().find(|(n, _)| n == "replication").map(|(_, v)| v.to_ascii_lowercase());
+    let value =
+        login.parameters.iter().find(|(n, _)| n == "replication").map(|(_, v)| v.to_ascii_lowercase());
     value.is_some_and(|v| !["false", "off", "no", "0", "f", "n"].contains(&v.as_str()))
 }
 
 /// Sets the client's session up and tells it all that a server would.
-async fn begin(shard: &Rc<Shard>, login: Login) -> Option<(Box<Client>, crate::frontend::limits::ClientSlot)> {
+async fn begin(
+    shard: &Rc<Shard>,
+    login: Login,
+) -> Option<(Box<Client>, crate::frontend::limits::ClientSlot)> {
     let current = shard.current();
     let config = &current.config;
     let database = &config.backends[Side::Source.index()].database;
@@ -219,6 +220,8 @@ fn client(
         servers: [None, None],
         pipeline: Pipeline::default(),
         registry: Registry::default(),
+        portals: std::collections::HashMap::new(),
+        held_side: None,
         txn: Transaction::default(),
         current: shard.current(),
         context: shard.context(None, true),
@@ -228,6 +231,8 @@ fn client(
         wrote_at: None,
         wrote_side: None,
         set_side: Side::Source,
+        context_moved: false,
+        context_local: false,
         temporary: false,
         shared,
     };
@@ -274,7 +279,7 @@ async fn home(
     waiting: &ClientShared,
     mode: PoolMode,
 ) -> Result<Option<Box<Server>>, Refused> {
-    if mode == PoolMode::Transaction && pool.welcome.borrow().is_some() {
+    if mode == PoolMode::Transaction && pool.knows_welcome() {
         return Ok(None);
     }
     let config = Arc::clone(&shard.current().config);
@@ -297,8 +302,10 @@ fn unavailable(refused: &Refused) -> ClientError {
     match refused {
         Refused::Server(frame) => ClientError::fatal("08006", "the source refused the connection")
             .detail(crate::backend::server::error_text(frame)),
-        Refused::Unreachable(why) => ClientError::fatal("08006", format!("the source cannot be reached: {why}"))
-            .hint("Is it running? crossfade connects again by itself."),
+        Refused::Unreachable(why) => {
+            ClientError::fatal("08006", format!("the source cannot be reached: {why}"))
+                .hint("Is it running? crossfade connects again by itself.")
+        }
         Refused::Timeout => last_words(Signal::QueryWait),
         Refused::Cancelled => last_words(Signal::Stop),
     }

@@ -143,7 +143,10 @@ impl Operator for Console {
     async fn stats(&self) -> Vec<StatsRow> {
         let all = self.global.on_every_shard(|shard| {
             let stats = shard.stats.borrow();
-            stats.iter().map(|((user, side), stats)| (user.to_string(), *side, stats.totals())).collect::<Vec<_>>()
+            stats
+                .iter()
+                .map(|((user, side), stats)| (user.to_string(), *side, stats.totals()))
+                .collect::<Vec<_>>()
         });
         let mut merged: std::collections::BTreeMap<(String, Side), super::stats::Totals> = Default::default();
         for (user, side, totals) in all.await.into_iter().flatten() {
@@ -208,7 +211,8 @@ impl Operator for Console {
 pub(super) async fn collect(global: Arc<Global>) {
     let console = Console { global: Arc::clone(&global) };
     let metrics = &global.metrics;
-    let mut states = std::collections::BTreeMap::from([("login", 0.0), ("idle", 0.0), ("active", 0.0), ("waiting", 0.0)]);
+    let mut states =
+        std::collections::BTreeMap::from([("login", 0.0), ("idle", 0.0), ("active", 0.0), ("waiting", 0.0)]);
     let mut pinned = std::collections::BTreeMap::new();
     let now = Instant::now();
     let clients = global.on_every_shard(move |shard| {
@@ -262,4 +266,3 @@ pub(super) async fn collect(global: Arc<Global>) {
     }
     metrics.counter(&names::TLS_STUFFING_REFUSED, &[]).absolute(read(&counters.stuffed));
 }
-

@@ -77,7 +77,11 @@ pub struct PlanLimits {
 
 impl Plans {
     /// The context with these properties.
-    pub fn context(&mut self, search_path: Option<Vec<String>>, standard_conforming_strings: bool) -> Rc<SearchContext> {
+    pub fn context(
+        &mut self,
+        search_path: Option<Vec<String>>,
+        standard_conforming_strings: bool,
+    ) -> Rc<SearchContext> {
         let same = |c: &&Rc<SearchContext>| {
             c.search_path == search_path && c.standard_conforming_strings == standard_conforming_strings
         };
@@ -88,13 +92,20 @@ impl Plans {
             self.contexts.clear();
         }
         self.next_context += 1;
-        let new = Rc::new(SearchContext { number: self.next_context, search_path, standard_conforming_strings });
+        let new =
+            Rc::new(SearchContext { number: self.next_context, search_path, standard_conforming_strings });
         self.contexts.push(Rc::clone(&new));
         new
     }
 
     /// The plan of `sql` for a session with this context.
-    pub fn get(&mut self, sql: &[u8], context: &SearchContext, catalog: &Catalog, limits: PlanLimits) -> Rc<Entry> {
+    pub fn get(
+        &mut self,
+        sql: &[u8],
+        context: &SearchContext,
+        catalog: &Catalog,
+        limits: PlanLimits,
+    ) -> Rc<Entry> {
         if self.generation != catalog.generation {
             self.exact = Layer::default();
             self.shapes = Layer::default();
@@ -113,15 +124,18 @@ impl Plans {
             return found;
         }
         self.misses += 1;
-        let entry = Entry::new(statement::analyze(
-            sql,
-            &statement::Context {
-                catalog,
-                search_path: context.search_path.as_deref(),
-                standard_conforming_strings: context.standard_conforming_strings,
-                max_bytes: limits.statement_bytes,
-            },
-        ), catalog.generation);
+        let entry = Entry::new(
+            statement::analyze(
+                sql,
+                &statement::Context {
+                    catalog,
+                    search_path: context.search_path.as_deref(),
+                    standard_conforming_strings: context.standard_conforming_strings,
+                    max_bytes: limits.statement_bytes,
+                },
+            ),
+            catalog.generation,
+        );
         let half = limits.cache_bytes / 4;
         let understood = !entry.plan.statements.iter().any(|s| matches!(s.kind, statement::Kind::Unknown(_)));
         if shaped && !entry.plan.literal_dependent && understood && self.scratch != sql {
@@ -173,8 +187,9 @@ impl Layer {
             self.old_bytes = std::mem::take(&mut self.young_bytes);
         }
         self.young_bytes += key.len() + ENTRY;
-        self.young
-            .insert_unique(hash, (context, key.into(), Rc::clone(entry)), |(c, k, _)| hasher.hash_one((*c, &**k)));
+        self.young.insert_unique(hash, (context, key.into(), Rc::clone(entry)), |(c, k, _)| {
+            hasher.hash_one((*c, &**k))
+        });
     }
 }
 

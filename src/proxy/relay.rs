@@ -24,7 +24,7 @@ use crate::{
     wire::{
         conn::shift,
         frame::{self, Backend, Frontend, HEADER},
-        oids,
+        oids::{self, Nested, Shape},
     },
 };
 
@@ -39,14 +39,43 @@ pub(super) struct Flight {
     pub(super) answered: bool,
     /// SQLSTATE of the last error.
     pub(super) sqlstate: Option<[u8; 5]>,
+    /// The answer comes from outside of the client's block, see `Choice::aside`.
+    pub(super) aside: bool,
     /// The server said FATAL.
     pub(super) fatal: bool,
     /// Nothing of a failed answer may reach the client: the unit is run elsewhere then.
     pub(super) retryable: bool,
     /// SQL-level PREPARE, DEALLOCATE and DISCARD whose command tags are awaited.
     pub(super) awaited: VecDeque<Awaited>,
+    /// Portals whose rows are due, in the order of the Executes (target only).
+    pub(super) rows: VecDeque<Option<Rc<Portal>>>,
+    /// Statements that are being described, in order (target only).
+    pub(super) described: VecDeque<Option<Rc<super::client::Statement>>>,
     /// The tag of the last CommandComplete was `ROLLBACK`.
     pub(super) rolled_back: bool,
+}
+
+/// A portal on the target: whose rows they are, and in which formats.
+#[derive(Debug)]
+pub(super) struct Portal {
+    pub(super) statement: Rc<super::client::Statement>,
+    pub(super) formats: Vec<u16>,
+    /// What of a row must be rewritten, once the columns are known.
+    shapes: std::cell::OnceCell<Option<Vec<Option<Shape>>>>,
+}
+
+impl Portal {
+    pub(super) fn new(statement: Rc<super::client::Statement>, formats: Vec<u16>) -> Self {
+        Self { statement, formats, shapes: std::cell::OnceCell::new() }
+    }
+
+    fn shapes(&self, nested: &Nested) -> Option<&[Option<Shape>]> {
+        let find = || {
+            let columns = self.statement.columns.borrow();
+            columns.as_ref().and_then(|types| nested.columns(types, &self.formats))
+        };
+        self.shapes.get_or_init(find).as_deref()
+    }
 }
 
 /// What is done to names and settings once the server says that the statement was carried out.
@@ -69,6 +98,16 @@ pub(super) enum Broken {
     Client(End),
     /// The server closed the connection or broke the protocol; the text names the cause.
     Server(String),
+}
+
+impl Flight {
+    /// The server will not answer these.
+    fn forget(&mut self, lost: &[Expect]) {
+        let count = |wanted: &[Expect]| lost.iter().filter(|e| wanted.contains(e)).count();
+        self.rows.drain(..count(&[Expect::Execute]).min(self.rows.len()));
+        let described = count(&[Expect::Describe, Expect::HiddenDescribe]);
+        self.described.drain(..described.min(self.described.len()));
+    }
 }
 
 impl Client {
@@ -131,7 +170,11 @@ impl Client {
 
     fn interrupted(&mut self, signal: Signal) -> Result<(), Broken> {
         match signal {
-            Signal::Drain | Signal::Cancel | Signal::ClientIdle | Signal::IdleTransaction | Signal::QueryWait => {
+            Signal::Drain
+            | Signal::Cancel
+            | Signal::ClientIdle
+            | Signal::IdleTransaction
+            | Signal::QueryWait => {
                 if signal != Signal::Drain {
                     self.shared.clear_signal();
                 }
@@ -198,6 +241,14 @@ impl Client {
             let Some((tag, length)) = frame::header(&input[at..]).map_err(|e| protocol(e.0))? else { break };
             let message = Backend::from_tag(tag).ok_or_else(|| protocol(&format!("message type {tag}")))?;
             if message == Backend::Relayed {
+                if tag == b'D' && self.rewrites_rows(flight) {
+                    if input.len() - at < length {
+                        break;
+                    }
+                    self.rewrite_row(&mut server.conn.input[at + HEADER..at + length], flight);
+                    at += length;
+                    continue;
+                }
                 flight.passing = length;
                 continue;
             }
@@ -207,6 +258,7 @@ impl Client {
             if input.len() - at < length {
                 break;
             }
+            self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
             let renamed = match message {
                 Backend::Error => self.registry.error_in_clients_words(&server.conn.input[at..at + length]),
@@ -227,12 +279,58 @@ impl Client {
             }
             if !lost.is_empty() {
                 self.undo(&lost, server);
+                flight.forget(&lost);
             }
             at = self.own_answers(server, at);
         }
         flight.answered |= at > 0;
         shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
         Ok(())
+    }
+
+    /// Are the rows that come now to be rewritten?
+    fn rewrites_rows(&self, flight: &Flight) -> bool {
+        let portal = flight.rows.front().and_then(Option::as_ref);
+        portal.is_some_and(|p| p.shapes(&self.current.catalog.nested).is_some())
+    }
+
+    fn rewrite_row(&self, body: &mut [u8], flight: &Flight) {
+        let nested = &self.current.catalog.nested;
+        if let Some(Some(portal)) = flight.rows.front()
+            && let Some(shapes) = portal.shapes(nested)
+        {
+            nested.data_row(body, shapes);
+        }
+    }
+
+    /// Keeps the two queues of the target in step with its answers; what was described is remembered.
+    fn follow_target(
+        &mut self,
+        message: Backend,
+        side: Side,
+        range: std::ops::Range<usize>,
+        server: &Server,
+        flight: &mut Flight,
+    ) {
+        if side == Side::Source {
+            return;
+        }
+        match (message, self.pipeline.next()) {
+            (Backend::NoData, _) => drop(flight.described.pop_front()),
+            (
+                Backend::CommandComplete | Backend::EmptyQuery | Backend::PortalSuspended,
+                Some(Expect::Execute),
+            ) => {
+                flight.rows.pop_front();
+            }
+            (Backend::RowDescription, Some(Expect::Describe | Expect::HiddenDescribe)) => {
+                if let Some(Some(statement)) = flight.described.pop_front() {
+                    let body = &server.conn.input[range.start + HEADER..range.end];
+                    *statement.columns.borrow_mut() = oids::types_of(body).map(Into::into);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// Looks at a whole frame at `range` of the server's input before it is passed on.
@@ -248,16 +346,25 @@ impl Client {
         match message {
             Backend::Ready => {
                 let status = body.first().and_then(|&b| Status::from_byte(b));
-                let status = status.ok_or_else(|| Broken::Server("an unknown transaction status".to_owned()))?;
+                let status =
+                    status.ok_or_else(|| Broken::Server("an unknown transaction status".to_owned()))?;
                 server.status = status;
-                self.txn.status = status;
+                if flight.aside {
+                    let failed = flight.sqlstate.is_some();
+                    self.txn.status = if failed { Status::Failed } else { Status::Block };
+                    body[0] = self.txn.status.byte();
+                } else {
+                    self.txn.status = status;
+                }
             }
             Backend::Error => {
                 flight.sqlstate = frame::error_field(body, b'C').and_then(|c| c.try_into().ok());
                 let severity = frame::error_field(body, b'V').or_else(|| frame::error_field(body, b'S'));
                 flight.fatal = severity.is_some_and(|s| s == b"FATAL" || s == b"PANIC");
                 if flight.fatal && flight.retryable && !flight.answered {
-                    return Err(Broken::Server(crate::backend::server::error_text(&server.conn.input[range])));
+                    return Err(Broken::Server(crate::backend::server::error_text(
+                        &server.conn.input[range],
+                    )));
                 }
             }
             Backend::CommandComplete => {
@@ -395,7 +502,11 @@ impl Client {
                 }
                 Frontend::FunctionCall => self.pipeline.sent(Expect::Function),
                 Frontend::Flush | Frontend::Password => {}
-                Frontend::Bind | Frontend::Close | Frontend::Describe | Frontend::Execute | Frontend::Parse => {
+                Frontend::Bind
+                | Frontend::Close
+                | Frontend::Describe
+                | Frontend::Execute
+                | Frontend::Parse => {
                     self.continue_batch(length, server, flight)?;
                     continue;
                 }

@@ -84,7 +84,8 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     let listeners = listener::bind(&config.listen)?;
     let http = match config.admin.http {
         Some(address) => Some(
-            std::net::TcpListener::bind(address).map_err(|e| ServeError::Io("could not listen on admin.http", e))?,
+            std::net::TcpListener::bind(address)
+                .map_err(|e| ServeError::Io("could not listen on admin.http", e))?,
         ),
         None => None,
     };
@@ -140,7 +141,9 @@ fn raise_descriptor_limit() {
 }
 
 fn load_client_tls(config: &Config) -> Result<Option<ServerTls>, ServeError> {
-    let load = |files| ServerTls::load(files).map_err(|e| ServeError::Tls { what: "client_tls", why: e.to_string() });
+    let load = |files| {
+        ServerTls::load(files).map_err(|e| ServeError::Tls { what: "client_tls", why: e.to_string() })
+    };
     config.client_tls.as_ref().map(load).transpose()
 }
 
@@ -199,7 +202,8 @@ async fn load_catalog(global: &Global, controls: &Controls, why: Option<&str>) -
     match catalog::load::load([&source, &target], generation).await {
         Ok(loaded) => {
             for side in Side::BOTH {
-                let state = if loaded.failed[side.index()].is_none() { BackendState::Up } else { BackendState::Down };
+                let state =
+                    if loaded.failed[side.index()].is_none() { BackendState::Up } else { BackendState::Down };
                 global.set_backend(side, state);
                 if let Some(error) = &loaded.failed[side.index()] {
                     tracing::warn!(%side, %error, "the catalog could not be read");
@@ -265,7 +269,10 @@ async fn watch_backends(global: Arc<Global>, controls: Arc<Controls>, mut known:
 type Threads = Arc<Vec<(mpsc::Sender<Message>, Arc<AtomicUsize>)>>;
 
 /// One thread and runtime per core: half the futex calls of a shared one, and no lock on the way of a statement.
-fn start_threads(global: &Arc<Global>, config: &Config) -> (Threads, Vec<tokio::sync::oneshot::Receiver<()>>) {
+fn start_threads(
+    global: &Arc<Global>,
+    config: &Config,
+) -> (Threads, Vec<tokio::sync::oneshot::Receiver<()>>) {
     let mut threads = Vec::new();
     let mut ended = Vec::new();
     for index in 0..config.listen.threads {
@@ -383,7 +390,11 @@ fn follow_reloads(
     }));
 }
 
-async fn serve_http(global: Arc<Global>, listener: std::net::TcpListener, mut stopping: watch::Receiver<bool>) {
+async fn serve_http(
+    global: Arc<Global>,
+    listener: std::net::TcpListener,
+    mut stopping: watch::Receiver<bool>,
+) {
     let state = HttpState {
         metrics: Arc::clone(&global.metrics),
         collect: {

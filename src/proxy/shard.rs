@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     client::Statement,
-    global::Global,
+    global::{Global, Message},
     plans::{Entry, PlanLimits, Plans, SearchContext},
     shared::{ClientShared, Running, Signal},
     stats::Stats,
@@ -25,7 +25,7 @@ use crate::{
         self,
         budget::Permit,
         login,
-        pool::{Pool, PoolKey, PoolLimits, Refused},
+        pool::{Host, Pool, PoolKey, PoolLimits, Refused},
         server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults, put_terminate},
     },
     catalog::Catalog,
@@ -113,18 +113,25 @@ impl Shard {
         u16::try_from((high * 10_000) >> 32).expect("below 10 000")
     }
 
+    /// A number that no statement of any thread has: server connections change threads, and bring what they know.
     pub(super) fn next_statement(&self) -> u64 {
         self.statements.set(self.statements.get() + 1);
-        self.statements.get()
+        let threads = self.global.shards().len().max(1) as u64;
+        self.statements.get() * threads + self.index as u64
     }
 
     pub(super) fn plan(&self, sql: &[u8], context: &SearchContext, current: &Current) -> Rc<Entry> {
         let limits = &current.config.limits;
-        let limits = PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
+        let limits =
+            PlanLimits { cache_bytes: limits.plan_cache_bytes, statement_bytes: limits.max_statement_bytes };
         self.plans.borrow_mut().get(sql, context, &current.catalog, limits)
     }
 
-    pub(super) fn context(&self, search_path: Option<Vec<String>>, standard_strings: bool) -> Rc<SearchContext> {
+    pub(super) fn context(
+        &self,
+        search_path: Option<Vec<String>>,
+        standard_strings: bool,
+    ) -> Rc<SearchContext> {
         self.plans.borrow_mut().context(search_path, standard_strings)
     }
 
@@ -143,6 +150,7 @@ impl Shard {
             sql: sql.into(),
             types: types.into(),
             name_span: None,
+            columns: RefCell::default(),
             plan: RefCell::new(plan),
         });
         interned.insert(key, Rc::downgrade(&statement));
@@ -156,17 +164,8 @@ impl Shard {
             return Rc::clone(pool);
         }
         let share = self.global.budgets.share(key.side, &key.user);
-        let shard = Rc::downgrade(self);
-        let connect = Rc::new(move |pool, permit| -> std::pin::Pin<Box<dyn Future<Output = _>>> {
-            let shard = shard.upgrade();
-            Box::pin(async move {
-                match shard {
-                    Some(shard) => shard.open(pool, permit).await,
-                    None => Err(Refused::Cancelled),
-                }
-            })
-        });
-        let pool = Pool::new(key.clone(), credentials, share, connect);
+        let host = Rc::new(PoolHost(Rc::downgrade(self)));
+        let pool = Pool::new(key.clone(), credentials, share, host);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
         pool
     }
@@ -247,8 +246,7 @@ impl Shard {
             server.defaults =
                 Rc::new(SessionDefaults { search_path: search_path.clone(), isolation: isolation.clone() });
         }
-        *pool.defaults.borrow_mut() = Rc::clone(&server.defaults);
-        *pool.welcome.borrow_mut() = Some(server.parameters.as_slice().into());
+        pool.learn(&server);
         Ok(server)
     }
 
@@ -339,7 +337,14 @@ impl Shard {
         tokio::task::spawn_local(async move {
             let backend = &config.backends[running.side.index()];
             let timeouts = &config.timeouts;
-            let sent = backend::connection::cancel(backend, &tls, (running.process_id, &running.key), timeouts, timeouts.cancel_wait).await;
+            let sent = backend::connection::cancel(
+                backend,
+                &tls,
+                (running.process_id, &running.key),
+                timeouts,
+                timeouts.cancel_wait,
+            )
+            .await;
             if let Err(error) = sent {
                 tracing::debug!(side = %running.side, %error, "a cancel request did not get through");
             }
@@ -361,6 +366,22 @@ impl Shard {
 
     pub(super) fn is_draining(&self) -> bool {
         self.global.draining.load(Ordering::Relaxed)
+    }
+
+    /// Idle connections of this user are offered to those who wait on other threads. Where the backend's budget is used
+    /// up by others, the one unused for longest makes room.
+    fn offer(self: &Rc<Self>, side: Side, user: &str, make_room: bool) {
+        let pools: Vec<_> = self.pools.borrow().values().filter(|p| p.key.side == side).cloned().collect();
+        for pool in pools.iter().filter(|p| *p.key.user == *user) {
+            pool.offer();
+        }
+        let limit = self.current().config.pool.max_server_connections;
+        if make_room && self.global.budgets.used(side) >= limit {
+            let spare = pools.iter().find_map(|p| p.longest_idle());
+            if let Some(server) = spare {
+                self.close(server);
+            }
+        }
     }
 
     /// Closes what is not in use.
@@ -429,7 +450,13 @@ impl Shard {
         }
     }
 
-    pub(super) fn count_query(&self, footprint: &Footprint, side: Side, took: Duration, error: Option<&[u8; 5]>) {
+    pub(super) fn count_query(
+        &self,
+        footprint: &Footprint,
+        side: Side,
+        took: Duration,
+        error: Option<&[u8; 5]>,
+    ) {
         let hot = self.hot.borrow();
         hot.query(repository(footprint), side, op(footprint), took);
         if let Some(sqlstate) = error {
@@ -444,6 +471,51 @@ impl Shard {
     /// Totals of one user on one side.
     pub(super) fn stats(&self, user: &Rc<str>, side: Side) -> Rc<Stats> {
         Rc::clone(self.stats.borrow_mut().entry((Rc::clone(user), side)).or_default())
+    }
+}
+
+/// What pools ask of their thread.
+struct PoolHost(Weak<Shard>);
+
+impl Host for PoolHost {
+    fn connect(
+        &self,
+        pool: Rc<Pool>,
+        permit: Permit,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Server, Refused>>>> {
+        let shard = self.0.upgrade();
+        Box::pin(async move {
+            match shard {
+                Some(shard) => shard.open(pool, permit).await,
+                None => Err(Refused::Cancelled),
+            }
+        })
+    }
+
+    fn ask(&self, pool: &Pool) {
+        let Some(shard) = self.0.upgrade() else { return };
+        let (side, limit) = (pool.key.side, shard.current().config.pool.max_server_connections);
+        let make_room = shard.global.budgets.used(side) >= limit;
+        if !make_room && !pool.has_idle_siblings() {
+            return;
+        }
+        for inbox in shard.global.shards() {
+            let user = pool.key.user.to_string();
+            // A full inbox is no loss: whoever waits asks again.
+            let _ = inbox.try_send(Message::Run(Box::new(move |shard| shard.offer(side, &user, make_room))));
+        }
+    }
+
+    fn adopted(&self, info: &Rc<ServerInfo>) {
+        if let Some(shard) = self.0.upgrade() {
+            shard.servers.borrow_mut().push(Rc::downgrade(info));
+        }
+    }
+
+    fn close(&self, server: Box<Server>) {
+        if let Some(shard) = self.0.upgrade() {
+            shard.close(server);
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use std::{
     time::Instant,
 };
 
-use crate::{Side, backend::server::CancelGate, config::PoolMode, session::transaction::Status, statement::Pin};
+use crate::{
+    Side, backend::server::CancelGate, config::PoolMode, session::transaction::Status, statement::Pin,
+};
 
 /// One client, as others see it.
 #[derive(Debug)]
@@ -95,7 +97,12 @@ pub enum Signal {
 
 impl ClientShared {
     /// A client that has just logged in.
-    pub fn new(id: u64, login: &crate::frontend::startup::Login, mode: PoolMode, process_id: i32) -> Rc<Self> {
+    pub fn new(
+        id: u64,
+        login: &crate::frontend::startup::Login,
+        mode: PoolMode,
+        process_id: i32,
+    ) -> Rc<Self> {
         let application_name = login.parameters.iter().find(|(n, _)| n == "application_name");
         Rc::new(Self {
             id,

@@ -1,10 +1,6 @@
 //! One unit: where it runs, on which connection, and what it leaves behind.
 
-use std::{
-    future::poll_fn,
-    rc::Rc,
-    time::Instant,
-};
+use std::{future::poll_fn, rc::Rc, time::Instant};
 
 use super::{
     client::{Client, End, Unit, last_words},
@@ -36,6 +32,14 @@ struct Choice {
     footprint: Option<Rc<Footprint>>,
     /// The side that answers when the chosen one cannot: for reads outside a block.
     fallback: Option<Side>,
+    /// A look at the source's catalog from within a block on the target: outside of that block.
+    aside: bool,
+}
+
+impl Choice {
+    fn new(side: Side, reason: Reason, footprint: Option<Rc<Footprint>>) -> Self {
+        Self { side, reason, footprint, fallback: None, aside: false }
+    }
 }
 
 impl Client {
@@ -83,11 +87,27 @@ impl Client {
         let block = self.txn.status != Status::Idle;
         let stay = self.txn.side.filter(|_| block).unwrap_or(Side::Source);
         let Some(footprint) = self.footprint(survey) else {
-            return Ok((Choice { side: stay, reason: Reason::Home, footprint: None, fallback: None }, false));
+            let side = if block { stay } else { self.held_side.unwrap_or(stay) };
+            return Ok((Choice::new(side, Reason::Home, None), false));
         };
+        if self.txn.side == Some(Side::Target) && self.txn.status == Status::Block && reads_catalog(survey) {
+            let aside = Choice { aside: true, ..Choice::new(Side::Source, Reason::Home, Some(footprint)) };
+            return Ok((aside, false));
+        }
+        if let Some(side) = self.held_side.filter(|_| !block)
+            && survey
+                .executed
+                .iter()
+                .flat_map(|e| &e.plan.statements)
+                .all(|s| matches!(s.kind, Kind::Fetch | Kind::Close { .. }))
+            && !survey.executed.is_empty()
+        {
+            return Ok((Choice::new(side, Reason::Home, Some(footprint)), false));
+        }
         let policy = &self.current.config.policy;
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
-        let state = self.state(complete);
+        let state =
+            TransactionState { holds: survey.portal || footprint.opens_cursor, ..self.state(complete) };
         let (side, reason, moves) = match route::decide(&footprint, policy, &state, self.txn.ticket) {
             Decision::Run(side, reason) => (side, reason, false),
             Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),
@@ -99,7 +119,7 @@ impl Client {
             let lead = route::lead(&footprint, policy, self.txn.ticket);
             fallback = lead.filter(|&lead| lead != side);
         }
-        Ok((Choice { side, reason, footprint: Some(footprint), fallback }, moves))
+        Ok((Choice { fallback, ..Choice::new(side, reason, Some(footprint)) }, moves))
     }
 
     fn footprint(&self, survey: &Survey) -> Option<Rc<Footprint>> {
@@ -131,6 +151,7 @@ impl Client {
             sticky: recent || !complete,
             temporary: self.shared.pinned.get() == Some(Pin::TempTable) || self.temporary,
             last_write: self.wrote_side,
+            holds: false,
         }
     }
 
@@ -149,7 +170,9 @@ impl Client {
             )
             .hint("Send a Sync before statements of another repository.")
             .into()),
-            Decision::Refuse(refusal) => Err(ClientError { fatal: true, ..ClientError::from(&refusal) }.into()),
+            Decision::Refuse(refusal) => {
+                Err(ClientError { fatal: true, ..ClientError::from(&refusal) }.into())
+            }
         }
     }
 
@@ -161,7 +184,8 @@ impl Client {
         };
         loop {
             let began = Instant::now();
-            let mut flight = Flight { retryable: choice.fallback.is_some(), ..Flight::default() };
+            let mut flight =
+                Flight { retryable: choice.fallback.is_some(), aside: choice.aside, ..Flight::default() };
             let mut server = match self.checkout(choice.side).await {
                 Ok(server) => server,
                 Err(refused) => match self.fall_back(&mut choice, &refused) {
@@ -183,6 +207,9 @@ impl Client {
             match broken {
                 None => {
                     self.observe(&choice, &flight, began);
+                    if choice.aside {
+                        return self.return_from_aside(server, &flight).await;
+                    }
                     return self.finish(server, &flight, &survey, choice.footprint.as_deref()).await;
                 }
                 Some(Broken::Client(end)) => {
@@ -282,7 +309,8 @@ impl Client {
             }
         }
         server.info.client.set(self.id());
-        if server.status == Status::Idle && !Rc::ptr_eq(&server.settings, &self.settings) {
+        let unread = !self.unread.is_empty() && server.side != self.set_side;
+        if server.status == Status::Idle && (unread || !Rc::ptr_eq(&server.settings, &self.settings)) {
             self.apply_settings(&mut server).await.map_err(|e| match e {
                 QueryError::Server(frame) => Refused::Server(frame.into()),
                 QueryError::Io(_) => io(e),
@@ -379,7 +407,12 @@ impl Client {
     }
 
     /// Simple queries that name prepared statements. `true` when the query was rewritten and sent.
-    async fn send_named(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<bool, SendError> {
+    async fn send_named(
+        &mut self,
+        length: usize,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<bool, SendError> {
         let shard = Rc::clone(&self.shard);
         let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) else { return Ok(false) };
         let entry = shard.plan(text, &self.context, &self.current);
@@ -403,11 +436,9 @@ impl Client {
                     }
                     _ => {
                         self.make_known(name.as_bytes(), server).await?;
-                        self.registry
-                            .get(name.as_bytes())
-                            .map_or(name.clone().into_bytes(), |s| {
-                                s.server_name(name.as_bytes(), self.naming()).into_owned()
-                            })
+                        self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
+                            s.server_name(name.as_bytes(), self.naming()).into_owned()
+                        })
                     }
                 };
                 return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
@@ -424,7 +455,14 @@ impl Client {
         Ok(self.send_renamed(&text, &name, &new, length, server))
     }
 
-    fn send_renamed(&mut self, text: &[u8], old: &[u8], new: &[u8], length: usize, server: &mut Server) -> bool {
+    fn send_renamed(
+        &mut self,
+        text: &[u8],
+        old: &[u8],
+        new: &[u8],
+        length: usize,
+        server: &mut Server,
+    ) -> bool {
         if old == new {
             return false;
         }
@@ -500,8 +538,9 @@ impl Client {
     async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
         let shard = Rc::clone(&self.shard);
         let failed = |what: String| {
-            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}"))
-                .hint("Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.")
+            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}")).hint(
+                "Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.",
+            )
         };
         let refused = |r: Refused| match r {
             Refused::Server(frame) => failed(crate::backend::server::error_text(&frame)),
@@ -553,6 +592,7 @@ impl Client {
                 self.shard.count_transaction(server.side, flight.sqlstate.is_none() && !flight.rolled_back);
             }
             self.txn.ended();
+            self.portals.clear();
             self.shared.transaction_since.set(None);
             self.shared.side.set(None);
         } else {
@@ -561,14 +601,20 @@ impl Client {
         self.shared.status.set(self.txn.status);
         let idle = self.txn.status == Status::Idle;
         let readable = self.txn.status != Status::Failed;
-        if readable && !self.unread.is_empty() && (idle && !self.keeps_servers() || self.names_moved()) {
-            let names = self.unread.clone();
-            if let Err(e) = self.read_settings(&mut server).await {
-                return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
+        let read = if readable && !idle && self.context_moved {
+            self.read_context(&mut server).await
+        } else if idle && !self.unread.is_empty() && (!self.keeps_servers() || self.names_moved()) {
+            self.read_settings(&mut server).await
+        } else {
+            if idle && self.context_local {
+                self.refresh_context(&server);
             }
-            if !idle {
-                self.unread = names; // the block may still be rolled back: read again at its end
-            }
+            Ok(())
+        };
+        self.context_moved = false;
+        self.context_local &= !idle;
+        if let Err(e) = read {
+            return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
         }
         if idle && !self.keeps_servers() {
             self.shard.give_back(&self.pools[server.side.index()], server);
@@ -579,22 +625,47 @@ impl Client {
         Ok(())
     }
 
+    /// The catalog was looked at from within a block that is elsewhere: the block goes on, or has failed.
+    async fn return_from_aside(&mut self, mut server: Box<Server>, flight: &Flight) -> Result<(), End> {
+        self.registry.settle();
+        server.known.settle();
+        if flight.sqlstate.is_some() {
+            self.fail_block().await?;
+        }
+        let side = server.side;
+        if self.keeps_servers() {
+            self.servers[side.index()] = Some(server);
+        } else {
+            self.shard.give_back(&self.pools[side.index()], server);
+        }
+        Ok(())
+    }
+
     /// Does a changed setting change what names mean?
     fn names_moved(&self) -> bool {
-        const NAMES: [&str; 5] = [
-            "search_path",
-            "standard_conforming_strings",
-            "role",
-            "session_authorization",
-            "default_transaction_isolation",
-        ];
-        self.unread.iter().any(|n| NAMES.contains(&n.as_str()))
+        self.unread.iter().any(|n| CONTEXT.contains(&n.as_str()) || n == "default_transaction_isolation")
+    }
+
+    /// Reads what unqualified names mean inside the block; settings are read at its end.
+    async fn read_context(&mut self, server: &mut Server) -> Result<(), QueryError> {
+        let names = CONTEXT.map(str::to_owned);
+        let rows = server.query(&settings::readback(&names), &self.shard.buffers).await?;
+        let values = rows.into_iter().next().unwrap_or_default();
+        let pairs = names.into_iter().zip(values).filter_map(|(n, v)| v.map(|v| (n, v)));
+        let outside = std::mem::replace(&mut self.settings, Rc::new(pairs.collect()));
+        self.refresh_context(server);
+        self.settings = outside;
+        Ok(())
     }
 
     fn note_effects(&mut self, survey: &Survey, server: &mut Server) {
         for entry in &survey.executed {
             for statement in &entry.plan.statements {
-                server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_)) || !statement.functions.is_empty();
+                server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_))
+                    || !statement.functions.is_empty();
+                if matches!(statement.kind, Kind::Declare { hold: true, .. }) {
+                    self.held_side = Some(server.side);
+                }
                 for effect in &statement.effects {
                     self.note_effect(effect, server.side);
                 }
@@ -606,7 +677,11 @@ impl Client {
         match effect {
             Effect::Setting(name) | Effect::LocalSetting { name, .. } => {
                 let local = matches!(effect, Effect::LocalSetting { .. });
-                if !local || self.txn.status != Status::Idle {
+                if CONTEXT.contains(&name.as_str()) && self.txn.status != Status::Idle {
+                    self.context_moved = true;
+                    self.context_local = true;
+                }
+                if !local {
                     self.set_side = side;
                     if !self.unread.contains(name) {
                         self.unread.push(name.clone());
@@ -644,11 +719,12 @@ impl Client {
         }
         self.txn.side = Some(side);
         self.shared.side.set(Some(side));
-        self.txn.fixed |= survey.named_portal;
+        self.txn.fixed |= survey.portal;
         if self.txn.status == Status::Failed {
             return;
         }
-        if let Some(footprint) = footprint {
+        // What was only prepared or described has read nothing.
+        if let Some(footprint) = footprint.filter(|_| !survey.executed.is_empty()) {
             self.txn.work = self.txn.work.max(footprint.work());
             self.txn.read |= footprint.reads;
             self.txn.fixed |= footprint.opens_cursor;
@@ -755,6 +831,22 @@ enum SendError {
     End(End),
     Server(String),
 }
+
+/// Does it read the catalog and nothing else, so that the answer is about OIDs that the client knows the source's of?
+fn reads_catalog(survey: &Survey) -> bool {
+    let entries = if survey.executed.is_empty() { &survey.named } else { &survey.executed };
+    let catalog = |s: &crate::statement::Statement| {
+        let tables = s.reads.is_empty() && s.writes.is_empty() && s.functions.is_empty();
+        s.kind == Kind::Read
+            && s.introspects
+            && tables
+            && !s.hazards.contains(crate::statement::Hazards::SESSION)
+    };
+    !entries.is_empty() && entries.iter().flat_map(|e| &e.plan.statements).all(catalog)
+}
+
+/// Settings that change what names mean.
+const CONTEXT: [&str; 4] = ["search_path", "standard_conforming_strings", "role", "session_authorization"];
 
 /// Must the text be kept, to be repeated where the transaction moves to?
 fn is_prologue(entry: &Rc<Entry>) -> bool {

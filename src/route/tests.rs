@@ -386,7 +386,13 @@ fn any_state() -> impl Strategy<Value = TransactionState> {
         },
     );
     (proptest::option::of(block), any::<bool>(), any::<bool>(), side()).prop_map(
-        |(block, sticky, temporary, last_write)| TransactionState { block, sticky, temporary, last_write },
+        |(block, sticky, temporary, last_write)| TransactionState {
+            block,
+            sticky,
+            temporary,
+            last_write,
+            holds: false,
+        },
     )
 }
 

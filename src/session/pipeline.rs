@@ -19,6 +19,8 @@ pub enum Expect {
     Bind,
     /// The client's Describe.
     Describe,
+    /// A Describe of ours, to learn what a statement's columns are.
+    HiddenDescribe,
     /// The client's Execute.
     Execute,
     /// The client's Close of a statement.
@@ -131,19 +133,30 @@ impl Pipeline {
         Some(answer)
     }
 
+    /// What is answered next.
+    pub fn next(&self) -> Option<Expect> {
+        self.queue.front().copied()
+    }
+
     /// Looks at one frame of the server. `lost` gets what the server will never answer because of an error.
     pub fn answered(&mut self, message: Backend, lost: &mut Vec<Expect>) -> Reaction {
         let front = self.queue.front().copied();
         let hidden = matches!(
             front,
-            Some(Expect::HiddenParse | Expect::HiddenClose | Expect::HiddenBind | Expect::HiddenExecute)
+            Some(
+                Expect::HiddenParse
+                    | Expect::HiddenDescribe
+                    | Expect::HiddenClose
+                    | Expect::HiddenBind
+                    | Expect::HiddenExecute
+            )
         );
         match message {
             Backend::ParseComplete | Backend::BindComplete | Backend::CloseComplete | Backend::NoData => {
                 self.pop()
             }
             Backend::RowDescription => {
-                if front == Some(Expect::Describe) {
+                if matches!(front, Some(Expect::Describe | Expect::HiddenDescribe)) {
                     self.pop();
                 }
             }
@@ -159,9 +172,8 @@ impl Pipeline {
                 self.copy_in = false;
                 self.pop();
             }
-            Backend::Relayed | Backend::Notice | Backend::ParameterDescription | Backend::ParameterStatus => {
-                return Reaction::Forward;
-            }
+            Backend::ParameterDescription => {}
+            Backend::Relayed | Backend::Notice | Backend::ParameterStatus => return Reaction::Forward,
         }
         if hidden && message != Backend::Error { Reaction::Swallow } else { Reaction::Forward }
     }
@@ -244,6 +256,8 @@ mod tests {
         check(&[parse, Bind, Execute, OwnCloseComplete, Sync], b"12CZ", "12C(3)Z", 0, true);
         check(&[parse, Describe, Sync], b"1tTZ", "1tTZ", 0, true);
         check(&[parse, Describe, Sync], b"1tnZ", "1tnZ", 0, true);
+        check(&[HiddenDescribe, Bind, Execute, Sync], b"tT2DCZ", "2DCZ", 0, true);
+        check(&[HiddenDescribe, Bind, Execute, Sync], b"tn2CZ", "2CZ", 0, true);
         check(&[parse, Bind, OwnParseComplete, Execute, Sync], b"1EZ", "1EZ", 3, true);
         check(&[hidden, Bind, Execute, Sync], b"EZ", "EZ", 3, true);
         check(&[Bind, Execute], b"E", "E", 2, false);

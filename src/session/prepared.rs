@@ -4,7 +4,7 @@
 //! is called `cf_<number>` on servers, by what it says, so clients share it and never see one another's;
 //! with [`Naming::Client`] (a session that keeps its server connections) it keeps its name.
 
-use std::{collections::HashMap, hash::BuildHasherDefault, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, hash::BuildHasherDefault, rc::Rc};
 
 use bytes::BytesMut;
 
@@ -31,6 +31,8 @@ pub struct Prepared<P> {
     pub types: Box<[u8]>,
     /// Where the name stands in `sql` when this is an SQL-level PREPARE.
     pub name_span: Option<std::ops::Range<usize>>,
+    /// Type OIDs of its columns on the target, once they are known.
+    pub columns: RefCell<Option<Rc<[u32]>>>,
     /// What executing it does.
     pub plan: P,
 }
@@ -369,17 +371,19 @@ mod tests {
         assert_eq!(renamed(sql, &span, b"cf_1"), b"EXECUTE \"cf_1\"(1)");
     }
 
+    fn statement(number: u64) -> Rc<Prepared<()>> {
+        Rc::new(Prepared {
+            number,
+            sql: Box::default(),
+            types: Box::default(),
+            name_span: None,
+            columns: RefCell::default(),
+            plan: (),
+        })
+    }
+
     #[test]
     fn undo_restores_the_old_meaning() {
-        let statement = |number| {
-            Rc::new(Prepared {
-                number,
-                sql: Box::default(),
-                types: Box::default(),
-                name_span: None,
-                plan: (),
-            })
-        };
         let mut r = Registry::default();
         r.set(b"a", Some(statement(1)));
         r.settle();
@@ -393,9 +397,8 @@ mod tests {
 
     #[test]
     fn errors_speak_the_clients_language() {
-        let statement = Prepared { number: 8, sql: Box::default(), types: Box::default(), name_span: None, plan: () };
         let mut registry = Registry::default();
-        registry.set(b"st1", Some(Rc::new(statement)));
+        registry.set(b"st1", Some(statement(8)));
         let frame = |text: &str| [&b"E"[..], &(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat();
         let new = registry.error_in_clients_words(&frame("C42P05\0Mprepared statement \"cf_8\" already exists\0\0"));
         assert_eq!(new, Some(frame("C42P05\0Mprepared statement \"st1\" already exists\0\0")));

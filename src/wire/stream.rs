@@ -65,7 +65,38 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// A [`Stream`] on its way to another thread.
+#[derive(Debug)]
+pub enum Detached {
+    /// Known to no reactor.
+    Tcp(std::net::TcpStream),
+    /// Known to no reactor.
+    Unix(std::os::unix::net::UnixStream),
+    /// TLS cannot be taken off its socket: the thread that opened it goes on to watch it for the other.
+    Tls(Stream),
+}
+
+impl Detached {
+    /// Puts it under the reactor of this thread.
+    pub fn attach(self) -> io::Result<Stream> {
+        Ok(match self {
+            Detached::Tcp(s) => Stream::Tcp(TcpStream::from_std(s)?),
+            Detached::Unix(s) => Stream::Unix(UnixStream::from_std(s)?),
+            Detached::Tls(s) => s,
+        })
+    }
+}
+
 impl Stream {
+    /// Takes it from the reactor of this thread.
+    pub fn detach(self) -> io::Result<Detached> {
+        Ok(match self {
+            Stream::Tcp(s) => Detached::Tcp(s.into_std()?),
+            Stream::Unix(s) => Detached::Unix(s.into_std()?),
+            tls @ (Stream::TlsServer(_) | Stream::TlsClient(_)) => Detached::Tls(tls),
+        })
+    }
+
     /// Is there TLS on it?
     pub fn is_tls(&self) -> bool {
         matches!(self, Stream::TlsServer(_) | Stream::TlsClient(_))
