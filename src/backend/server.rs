@@ -6,7 +6,7 @@ use std::{
     io,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
@@ -53,6 +53,8 @@ pub struct Server {
     pub info: Rc<ServerInfo>,
     /// Cancel requests under way.
     pub gate: Rc<CancelGate>,
+    /// How long it may take to answer statements of crossfade's own that wait for no lock.
+    pub patience: Duration,
     /// Counted as handed out by its pool for as long as this is here.
     pub lease: Option<Lease>,
     /// Its place in the budget.
@@ -93,6 +95,7 @@ pub struct Travelling {
     last_client: u64,
     opened: Instant,
     transactions: u64,
+    patience: Duration,
     permit: Permit,
 }
 
@@ -191,10 +194,15 @@ pub type Rows = Vec<Vec<Option<String>>>;
 
 impl Server {
     /// Runs a statement of crossfade's own and reads its answer whole. Nothing of it reaches a client. Not for results
-    /// of more than a few rows.
+    /// of more than a few rows, nor for what may wait for a lock: after an answer that did not come in time the
+    /// connection is of no more use.
     pub async fn query(&mut self, sql: &str, buffers: &Buffers) -> Result<Rows, QueryError> {
         frame::put_query(&mut self.conn.output, sql);
-        self.settle_hidden(buffers).await
+        let limit = self.patience;
+        match tokio::time::timeout(limit, self.settle_hidden(buffers)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer").into()),
+        }
     }
 
     /// Sends what is in the output and reads the answer up to ReadyForQuery.
@@ -235,6 +243,20 @@ impl Server {
                 return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
             }
         }
+    }
+
+    /// Reads and drops what it still says, to what looks like the ReadyForQuery at its end; whole frames or not.
+    pub async fn drain(&mut self, buffers: &Buffers) {
+        poll_fn(|cx| {
+            loop {
+                let ended = matches!(self.conn.input[..], [.., b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E']);
+                self.conn.consume(self.conn.input.len(), buffers);
+                if ended || !matches!(ready!(self.conn.poll_fill(cx, buffers)), Ok(n) if n > 0) {
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
     }
 
     /// Takes over the ParameterStatus frame of `length` bytes at the front of the input.
@@ -305,6 +327,7 @@ impl Server {
             last_client: self.last_client,
             opened: self.opened,
             transactions: self.info.transactions.get(),
+            patience: self.patience,
             permit: self.permit,
         })
     }
@@ -344,6 +367,7 @@ impl Travelling {
             opened: self.opened,
             info,
             gate: Rc::default(),
+            patience: self.patience,
             lease: None,
             permit: self.permit,
         })

@@ -14,6 +14,7 @@ use super::{
     plans::{Entry, SearchContext},
     shard::{Current, Shard},
     shared::{Activity, ClientShared, Signal},
+    stats::Stats,
 };
 use crate::{
     Side,
@@ -46,6 +47,8 @@ pub(super) struct Client {
     pub(super) shard: Rc<Shard>,
     /// By side.
     pub(super) pools: [Rc<Pool>; 2],
+    /// Totals of its user, by side.
+    pub(super) stats: [Rc<Stats>; 2],
     /// Connections it holds, by side.
     pub(super) servers: [Option<Box<Server>>; 2],
     /// What it has sent and not had answered.
@@ -200,7 +203,7 @@ impl Client {
         let idle = self.txn.status == Status::Idle;
         match signal {
             Signal::Drain if !idle => None,
-            Signal::Cancel | Signal::Query | Signal::QueryWait => {
+            Signal::Cancel | Signal::Query | Signal::Unanswered | Signal::QueryWait => {
                 self.shared.clear_signal();
                 None
             }
@@ -411,10 +414,12 @@ impl Client {
             let _ = tokio::time::timeout(GOODBYE, close).await;
         }
         for side in Side::BOTH {
-            if let Some(server) = self.servers[side.index()].take() {
+            if let Some(mut server) = self.servers[side.index()].take() {
+                self.count_traffic(&mut server);
                 self.retire(server);
             }
         }
+        shard.traffic.client(std::mem::take(&mut self.conn.traffic));
     }
 
     /// A server connection whose client has left: cleaned for the next one, or closed.
@@ -425,6 +430,10 @@ impl Client {
             // It still works for nobody: stop it, else it would run on until it tries to answer.
             if let Some(running) = self.shared.running.take() {
                 shard.send_cancel(running);
+            }
+            // In the middle of a COPY or a message a server can only be told by the end of the connection.
+            if !self.pipeline.copies_in() && server.conn.output.is_empty() {
+                shard.close_when_cancelled(server);
             }
             return;
         }
@@ -453,7 +462,7 @@ pub(super) fn last_words(signal: Signal) -> ClientError {
         Signal::ClientIdle => fatal("57P05", "terminating connection due to timeouts.client_idle"),
         Signal::IdleTransaction => fatal("25P03", "terminating connection due to timeouts.idle_transaction"),
         Signal::Transaction => fatal("25P04", "terminating connection due to timeouts.transaction"),
-        Signal::Query => fatal("57014", "terminating connection due to timeouts.query"),
+        Signal::Query | Signal::Unanswered => fatal("57014", "terminating connection due to timeouts.query"),
         Signal::QueryWait => fatal("53300", "no server connection became free within timeouts.query_wait")
             .hint("Raise pool.size, or look at SHOW POOLS for who holds the connections."),
         Signal::Cancel => fatal("57014", "canceling statement due to user request"),

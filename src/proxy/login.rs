@@ -215,6 +215,7 @@ fn client(
 ) -> Client {
     let mut client = Client {
         conn,
+        stats: Side::BOTH.map(|side| shard.stats(&shared.user, side)),
         shard: Rc::clone(shard),
         pools,
         servers: [None, None],

@@ -321,7 +321,12 @@ async fn thread_main(
     sweeper.abort();
     shard.drop_idle();
     // What is closing gets a moment to say good-bye.
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    let closed = async {
+        while shard.closing() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
 }
 
 /// One client of a thread, from accept to the end; the count was raised by the acceptor.

@@ -17,7 +17,7 @@ use super::{
     global::{Global, Message},
     plans::{Entry, PlanLimits, Plans, SearchContext},
     shared::{ClientShared, Running, Signal},
-    stats::Stats,
+    stats::{Stats, Traffic},
 };
 use crate::{
     Side,
@@ -55,6 +55,8 @@ pub(super) struct Shard {
     pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
+    pub(super) traffic: Traffic,
+    closing: Cell<usize>,
     pub(super) stats: RefCell<HashMap<(Rc<str>, Side), Rc<Stats>>>,
     interned: RefCell<Interned>,
     current: RefCell<Rc<Current>>,
@@ -79,6 +81,8 @@ impl Shard {
             pools: RefCell::default(),
             clients: RefCell::default(),
             servers: RefCell::default(),
+            traffic: Traffic::default(),
+            closing: Cell::new(0),
             stats: RefCell::default(),
             interned: RefCell::default(),
             current: RefCell::new(current),
@@ -235,6 +239,7 @@ impl Shard {
             opened: now,
             info,
             gate: Rc::default(),
+            patience: config.timeouts.server_connect,
             lease: None,
             permit,
         };
@@ -258,41 +263,43 @@ impl Shard {
         wait: Option<Duration>,
         client: &ClientShared,
     ) -> Result<Box<Server>, Refused> {
-        let began = Instant::now();
+        let side = pool.key.side;
         loop {
-            let paused = self.global.is_paused(pool.key.side);
-            if !paused && let Some(mut server) = pool.try_take() {
+            if !self.global.is_paused(side)
+                && let Some(mut server) = pool.try_take()
+            {
                 if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
                     return Ok(server);
                 }
                 continue;
             }
+            let began = Instant::now();
             let take = async {
-                self.global.resumed(pool.key.side).await;
+                self.global.resumed(side).await;
                 pool.take(limits).await
             };
-            let told = poll_fn(|cx| match client.listen(cx) {
-                None | Some(Signal::Drain) => Poll::Pending,
-                Some(_) => Poll::Ready(()),
-            });
-            let deadline = async {
-                match wait {
-                    Some(wait) => tokio::time::sleep_until((began + wait).into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let taken = tokio::select! {
-                biased;
-                taken = take => taken,
-                () = told => Err(Refused::Cancelled),
-                () = deadline => Err(Refused::Timeout),
-            };
-            self.hot.borrow().pool_wait(pool.key.side, began.elapsed());
+            let taken = patiently(take, wait.map(|d| began + d), client).await;
+            self.hot.borrow().pool_wait(side, began.elapsed());
+            self.stats(&client.user, side).wait(began.elapsed());
             let mut server = taken?;
             if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
                 return Ok(server);
             }
         }
+    }
+
+    /// Waits while `side` is paused.
+    pub(super) async fn until_resumed(
+        &self,
+        side: Side,
+        wait: Option<Duration>,
+        client: &ClientShared,
+    ) -> Result<(), Refused> {
+        let resumed = async {
+            self.global.resumed(side).await;
+            Ok(())
+        };
+        patiently(resumed, wait.map(|d| Instant::now() + d), client).await
     }
 
     /// A connection whose client needs it no longer: to the next client, or closed.
@@ -315,14 +322,35 @@ impl Shard {
 
     /// Closes a connection politely: the server's log stays clean.
     pub(super) fn close(self: &Rc<Self>, mut server: Box<Server>) {
-        let shard = Rc::clone(self);
+        if !server.conn.output.is_empty() {
+            return; // in the middle of a message there is no good-bye
+        }
+        let shard = Closing::new(self);
         server.lease = None;
         tokio::task::spawn_local(async move {
-            server.conn.output.clear();
             put_terminate(&mut server.conn.output);
-            let flush = poll_fn(|cx| server.conn.poll_flush(cx, &shard.buffers));
+            let flush = poll_fn(|cx| server.conn.poll_flush(cx, &shard.0.buffers));
             let _ = tokio::time::timeout(GOODBYE, flush).await;
         });
+    }
+
+    /// Closes a connection that was asked to cancel what it runs, once it has.
+    pub(super) fn close_when_cancelled(self: &Rc<Self>, mut server: Box<Server>) {
+        let shard = Closing::new(self);
+        server.lease = None;
+        tokio::task::spawn_local(async move {
+            let ended = async {
+                server.gate.clear().await;
+                server.drain(&shard.0.buffers).await;
+            };
+            let _ = tokio::time::timeout(GOODBYE, ended).await;
+            shard.0.close(server);
+        });
+    }
+
+    /// Connections that are being closed.
+    pub(super) fn closing(&self) -> usize {
+        self.closing.get()
     }
 
     /// Asks the server to cancel what it runs.
@@ -403,6 +431,7 @@ impl Shard {
             for client in self.clients.borrow().values() {
                 client.check_deadline(now);
             }
+            self.traffic.collect(&self.hot.borrow());
             count = count.wrapping_add(1);
             if count % SWEEPS_PER_LOOK == 0 {
                 let current = self.current();
@@ -429,8 +458,11 @@ impl Shard {
             let counts = pool.counts();
             Rc::strong_count(pool) > 2 || counts.idle + counts.active + counts.opening + counts.waiting > 0
         });
-        let plans = self.plans.borrow();
+        let mut plans = self.plans.borrow_mut();
         self.global.plan_sizes.store(self.index, plans.size());
+        let hot = self.hot.borrow();
+        hot.plan_cache_hits.increment(std::mem::take(&mut plans.hits));
+        hot.plan_cache_misses.increment(std::mem::take(&mut plans.misses));
     }
 
     pub(super) fn lost_server(&self, side: Side, why: &str) {
@@ -471,6 +503,46 @@ impl Shard {
     /// Totals of one user on one side.
     pub(super) fn stats(&self, user: &Rc<str>, side: Side) -> Rc<Stats> {
         Rc::clone(self.stats.borrow_mut().entry((Rc::clone(user), side)).or_default())
+    }
+}
+
+/// Counts a connection that is being closed.
+struct Closing(Rc<Shard>);
+
+impl Closing {
+    fn new(shard: &Rc<Shard>) -> Self {
+        shard.closing.set(shard.closing.get() + 1);
+        Self(Rc::clone(shard))
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.closing.set(self.0.closing.get() - 1);
+    }
+}
+
+/// `work`, unless the deadline passes or the client is told something before.
+async fn patiently<T>(
+    work: impl Future<Output = Result<T, Refused>>,
+    deadline: Option<Instant>,
+    client: &ClientShared,
+) -> Result<T, Refused> {
+    let told = poll_fn(|cx| match client.listen(cx) {
+        None | Some(Signal::Drain) => Poll::Pending,
+        Some(_) => Poll::Ready(()),
+    });
+    let deadline = async {
+        match deadline {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = told => Err(Refused::Cancelled),
+        () = deadline => Err(Refused::Timeout),
     }
 }
 

@@ -91,6 +91,8 @@ pub enum Signal {
     Transaction,
     /// `timeouts.query`
     Query,
+    /// After `timeouts.query` the server did not even answer a cancel request.
+    Unanswered,
     /// `timeouts.query_wait`
     QueryWait,
 }

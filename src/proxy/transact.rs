@@ -1,16 +1,24 @@
 //! One unit: where it runs, on which connection, and what it leaves behind.
 
-use std::{future::poll_fn, rc::Rc, time::Instant};
+use std::{
+    future::poll_fn,
+    io,
+    rc::Rc,
+    task::{Poll, ready},
+    time::Instant,
+};
 
 use super::{
     client::{Client, End, Unit, last_words},
     extended::Survey,
     plans::Entry,
     relay::{Broken, Flight},
+    shard::Shard,
     shared::{Activity, Running, Signal},
 };
 use crate::{
     Side,
+    admin::http::BackendState,
     backend::{
         pool::Refused,
         server::{QueryError, Server, SessionDefaults},
@@ -20,7 +28,7 @@ use crate::{
     session::{pipeline::Expect, settings, transaction::Status},
     statement::{Control, Effect, Isolation, Kind, Pin},
     wire::{
-        conn::shift,
+        conn::{Conn, shift},
         frame::{self, HEADER},
     },
 };
@@ -39,6 +47,15 @@ struct Choice {
 impl Choice {
     fn new(side: Side, reason: Reason, footprint: Option<Rc<Footprint>>) -> Self {
         Self { side, reason, footprint, fallback: None, aside: false }
+    }
+
+    /// The lead answers instead.
+    fn fall_to(&mut self, lead: Side, shard: &Shard) {
+        self.side = lead;
+        self.reason = Reason::Fallback;
+        if let Some(footprint) = &self.footprint {
+            shard.count_route(footprint, lead, Reason::Fallback);
+        }
     }
 }
 
@@ -59,9 +76,12 @@ impl Client {
             Unit::Extended { length, .. } => self.survey(length)?,
         };
         match self.choose(&survey, unit) {
-            Ok((choice, moves)) => {
+            Ok((mut choice, moves)) => {
                 if moves && let Err(error) = self.move_to(choice.side).await {
-                    return self.refuse(&error, unit).await;
+                    let Some(lead) = choice.fallback.take().filter(|_| error.sqlstate == UNREACHABLE) else {
+                        return self.refuse(&error, unit).await;
+                    };
+                    choice.fall_to(lead, &self.shard);
                 }
                 self.run_on(choice, unit, survey).await
             }
@@ -113,13 +133,26 @@ impl Client {
             Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),
             Decision::Refuse(refusal) => return Err(ClientError::from(&refusal)),
         };
-        self.shard.count_route(&footprint, side, reason);
         let mut fallback = None;
-        if !block && complete && footprint.only_reads() {
+        if (!block || moves) && complete && footprint.only_reads() {
             let lead = route::lead(&footprint, policy, self.txn.ticket);
-            fallback = lead.filter(|&lead| lead != side);
+            // A block that would move may as well stay, if that is where the lead is.
+            fallback = lead.filter(|&lead| lead != side && (!moves || self.txn.side == Some(lead)));
         }
-        Ok((Choice { fallback, ..Choice::new(side, reason, Some(footprint)) }, moves))
+        let is_down = |side| self.shard.global.backend(side) == BackendState::Down;
+        let mut choice = Choice { fallback, ..Choice::new(side, reason, Some(footprint)) };
+        if let Some(lead) = fallback
+            && is_down(side)
+            && !is_down(lead)
+        {
+            choice.fallback = None;
+            choice.fall_to(lead, &self.shard);
+            return Ok((choice, false));
+        }
+        if let Some(footprint) = &choice.footprint {
+            self.shard.count_route(footprint, side, reason);
+        }
+        Ok((choice, moves))
     }
 
     fn footprint(&self, survey: &Survey) -> Option<Rc<Footprint>> {
@@ -206,11 +239,11 @@ impl Client {
             };
             match broken {
                 None => {
-                    self.observe(&choice, &flight, began);
+                    self.observe(&choice, &flight, began, &mut server);
                     if choice.aside {
                         return self.return_from_aside(server, &flight).await;
                     }
-                    return self.finish(server, &flight, &survey, choice.footprint.as_deref()).await;
+                    return self.finish(server, &flight, &survey, choice.footprint.as_deref(), began).await;
                 }
                 Some(Broken::Client(end)) => {
                     self.running(&server);
@@ -218,6 +251,7 @@ impl Client {
                     return Err(end);
                 }
                 Some(Broken::Server(why)) => {
+                    self.count_traffic(&mut server);
                     drop(server);
                     self.pipeline.reset();
                     self.registry.undo(usize::MAX);
@@ -247,11 +281,7 @@ impl Client {
             return false;
         }
         let Some(side) = choice.fallback.take() else { return false };
-        choice.side = side;
-        choice.reason = Reason::Fallback;
-        if let Some(footprint) = &choice.footprint {
-            self.shard.count_route(footprint, side, Reason::Fallback);
-        }
+        choice.fall_to(side, &self.shard);
         true
     }
 
@@ -290,13 +320,22 @@ impl Client {
     /// The connection that runs this client's statements on `side`, with the client's settings.
     async fn checkout(&mut self, side: Side) -> Result<Box<Server>, Refused> {
         let shard = Rc::clone(&self.shard);
+        let wait = self.current.config.timeouts.query_wait;
+        let held = self.servers[side.index()].is_some();
+        if held && self.txn.status == Status::Idle && shard.global.is_paused(side) {
+            self.shared.activity.set(Activity::Waiting);
+            let resumed = shard.until_resumed(side, wait, &self.shared);
+            let resumed = unless_gone(resumed, &mut self.conn, &shard).await;
+            self.shared.activity.set(Activity::Active);
+            resumed?;
+        }
         let mut server = match self.servers[side.index()].take() {
             Some(server) => server,
             None => {
                 self.shared.activity.set(Activity::Waiting);
                 let limits = shard.pool_limits(&self.shared.user, &self.current.config);
-                let wait = self.current.config.timeouts.query_wait;
-                let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
+                let taken = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared);
+                let server = unless_gone(taken, &mut self.conn, &shard).await;
                 self.shared.activity.set(Activity::Active);
                 server?
             }
@@ -492,7 +531,13 @@ impl Client {
         }
         frame::put(&mut out, b'S', |_| {});
         server.conn.output.extend_from_slice(&out);
-        let answer = server.settle_hidden(&shard.buffers).await;
+        let settled = server.settle_hidden(&shard.buffers);
+        let answer = match self.current.config.timeouts.query {
+            Some(limit) => tokio::time::timeout(limit, settled).await.unwrap_or_else(|_| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within timeouts.query").into())
+            }),
+            None => settled.await,
+        };
         if answer.is_err() {
             server.known.undo(usize::MAX);
         }
@@ -515,9 +560,12 @@ impl Client {
 
     async fn exchange(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), Broken> {
         self.running(server);
-        if let Some(limit) = self.current.config.timeouts.query {
-            self.shared.deadline.set(Some((Instant::now() + limit, Signal::Query)));
-        }
+        let timeouts = &self.current.config.timeouts;
+        let query = timeouts.query.map(|limit| (Instant::now() + limit, Signal::Query));
+        let since = self.shared.transaction_since.get();
+        let whole = since.zip(timeouts.transaction).map(|(since, limit)| (since + limit, Signal::Transaction));
+        let first = [query, whole].into_iter().flatten().min_by_key(|(at, _)| *at);
+        self.shared.deadline.set(first);
         let result = poll_fn(|cx| self.poll_exchange(cx, server, flight)).await;
         self.shared.running.take();
         self.shared.deadline.set(None);
@@ -538,7 +586,7 @@ impl Client {
     async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
         let shard = Rc::clone(&self.shard);
         let failed = |what: String| {
-            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}")).hint(
+            ClientError::error(UNREACHABLE, format!("the transaction could not move to the {side}: {what}")).hint(
                 "Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.",
             )
         };
@@ -579,6 +627,7 @@ impl Client {
         flight: &Flight,
         survey: &Survey,
         footprint: Option<&Footprint>,
+        began: Instant,
     ) -> Result<(), End> {
         self.registry.settle();
         server.known.settle();
@@ -591,6 +640,9 @@ impl Client {
             if self.txn.side.is_some() || footprint.is_some() {
                 self.shard.count_transaction(server.side, flight.sqlstate.is_none() && !flight.rolled_back);
             }
+            let since = self.shared.transaction_since.get().unwrap_or(began);
+            self.stats[server.side.index()].transaction(since.elapsed());
+            server.info.transactions.set(server.info.transactions.get() + 1);
             self.txn.ended();
             self.portals.clear();
             self.shared.transaction_since.set(None);
@@ -819,12 +871,50 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&self, choice: &Choice, flight: &Flight, began: Instant) {
+    fn observe(&mut self, choice: &Choice, flight: &Flight, began: Instant, server: &mut Server) {
+        let took = began.elapsed();
         if let Some(footprint) = &choice.footprint {
-            self.shard.count_query(footprint, choice.side, began.elapsed(), flight.sqlstate.as_ref());
+            self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
         }
+        self.stats[choice.side.index()].query(took, flight.sqlstate.is_some());
+        self.count_traffic(server);
+    }
+
+    /// Bytes since the last look.
+    pub(super) fn count_traffic(&mut self, server: &mut Server) {
+        let bytes = std::mem::take(&mut server.conn.traffic);
+        self.stats[server.side.index()].bytes(bytes);
+        self.shard.traffic.backend(server.side, bytes);
+        self.shard.traffic.client(std::mem::take(&mut self.conn.traffic));
     }
 }
+
+/// `work`, unless the client closes its socket first: what nobody waits for any more is not begun.
+async fn unless_gone<T>(
+    work: impl Future<Output = Result<T, Refused>>,
+    conn: &mut Conn,
+    shard: &Shard,
+) -> Result<T, Refused> {
+    let gone = poll_fn(|cx| {
+        while conn.input.len() < MAX_AHEAD {
+            match ready!(conn.poll_fill(cx, &shard.buffers)) {
+                Ok(n) if n > 0 => {}
+                Ok(_) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    });
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = gone => Err(Refused::Cancelled),
+    }
+}
+
+/// SQLSTATE of a connection that cannot be had.
+const UNREACHABLE: &str = "08006";
+/// What a client may send ahead while it waits before it is no longer read.
+const MAX_AHEAD: usize = 64 << 10;
 
 /// Why a unit could not be sent.
 enum SendError {
