@@ -107,7 +107,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     })?;
     let (stop, stopping) = watch::channel(false);
     let accepting: Vec<_> = listeners.into_iter().map(|l| accept(l, stopping.clone(), &threads)).collect();
-    tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
+    let health = tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
     let upkeep = Arc::clone(&metrics);
     tokio::spawn(async move { upkeep.upkeep().await });
     if let Some(listener) = http {
@@ -126,6 +126,10 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     for ended in ended {
         let _ = ended.await;
     }
+    // Control connections say good-bye when their pools are gone.
+    health.abort();
+    controls.close();
+    tokio::time::sleep(GOODBYE).await;
     tracing::info!("crossfade has stopped");
     Ok(())
 }
@@ -163,6 +167,10 @@ impl Controls {
             made.inspect_err(|error| tracing::error!(%side, %error, "no control connections")).ok()
         });
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pools;
+    }
+
+    fn close(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = [None, None];
     }
 
     fn get(&self, side: Side) -> Option<control::Pool> {
@@ -508,5 +516,6 @@ async fn tell_all(global: &Global, signal: Signal) {
 }
 
 const HEALTH: Duration = Duration::from_secs(2);
+const GOODBYE: Duration = Duration::from_millis(100);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
