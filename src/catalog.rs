@@ -41,7 +41,7 @@ pub struct Catalog {
 pub struct Relation {
     /// `pg_class.relkind`.
     pub kind: RelationKind,
-    /// Partitioned table (or inheritance parent) it belongs to.
+    /// Partitioned table or inheritance parent it belongs to; of a sequence, the table that owns it.
     pub parent: Option<Table>,
     /// Base relations a view or its rules read; empty for tables.
     pub reads: Vec<Table>,

@@ -20,7 +20,7 @@ pub fn catalog(config: &Config) -> Result<Catalog, String> {
                 .map_err(|e| e.to_string())
         };
         let (source, target) = (pool(Side::Source)?, pool(Side::Target)?);
-        let loaded = load::load([&source, &target], 1).await.map_err(|e| e.to_string())?;
+        let loaded = Box::pin(load::load([&source, &target], 1)).await.map_err(|e| e.to_string())?;
         for side in Side::BOTH {
             if let Some(error) = &loaded.failed[side.index()] {
                 eprintln!("crossfade: {side}: {error}");

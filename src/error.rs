@@ -2,6 +2,8 @@
 
 use bytes::{BufMut, BytesMut};
 
+use crate::wire::frame;
+
 /// An ErrorResponse of crossfade's own.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ClientError {
@@ -44,9 +46,10 @@ impl ClientError {
 
     /// Appends the ErrorResponse (manual, 55.8). `client` is the id shown by SHOW CLIENTS and in the log.
     pub fn encode(&self, client: u64, out: &mut BytesMut) {
-        out.put_u8(b'E');
-        let at = out.len();
-        out.put_u32(0);
+        frame::put(out, b'E', |out| self.fields(client, out));
+    }
+
+    fn fields(&self, client: u64, out: &mut BytesMut) {
         let severity = if self.fatal { "FATAL" } else { "ERROR" };
         let mut field = |code: u8, text: &str| {
             out.put_u8(code);
@@ -65,7 +68,5 @@ impl ClientError {
         }
         field(b'W', &format!("crossfade client {client}"));
         out.put_u8(0);
-        let len = u32::try_from(out.len() - at).expect("an error of our own is short");
-        out[at..at + 4].copy_from_slice(&len.to_be_bytes());
     }
 }

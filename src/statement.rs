@@ -30,6 +30,14 @@ pub struct Plan {
     pub fingerprint: u64,
 }
 
+impl Plan {
+    /// The plan of a text of `length` bytes that is not read.
+    pub fn unknown(why: Unknown, length: usize) -> Self {
+        let statements = vec![Statement::new(Kind::Unknown(why), 0..length)];
+        Self { statements, literal_dependent: true, fingerprint: 0 }
+    }
+}
+
 /// One statement of a text.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Statement {

@@ -328,10 +328,11 @@ fn set_weight(config: &Path, target: u8) -> Result<String> {
     Ok(new)
 }
 
-/// As editors do: a new file under the old name.
+/// As editors do: a new file under the old name, with the old one's mode.
 fn write(config: &Path, text: &str) -> Result<()> {
     let new = config.with_extension("new");
     std::fs::write(&new, text)?;
+    std::fs::set_permissions(&new, std::fs::metadata(config)?.permissions())?;
     std::fs::rename(&new, config)?;
     Ok(())
 }

@@ -4,7 +4,7 @@
 use bytes::{BufMut, BytesMut};
 
 use super::console_rows::{Cell, Column};
-use crate::error::ClientError;
+use crate::{error::ClientError, wire::frame};
 
 /// How values are written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -82,16 +82,6 @@ fn malformed() -> ClientError {
     ClientError::error("08P01", "invalid message format")
 }
 
-/// Appends one message.
-pub(super) fn frame(out: &mut BytesMut, kind: u8, body: impl FnOnce(&mut BytesMut)) {
-    out.put_u8(kind);
-    let at = out.len();
-    out.put_u32(0);
-    body(out);
-    let length = u32::try_from(out.len() - at).expect("a message of the console is short");
-    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
-}
-
 fn put_string(out: &mut BytesMut, text: &str) {
     out.extend(text.bytes().filter(|&b| b != 0));
     out.put_u8(0);
@@ -102,18 +92,18 @@ fn put_count(out: &mut BytesMut, count: usize) {
 }
 
 pub(super) fn parameter_status(out: &mut BytesMut, name: &str, value: &str) {
-    frame(out, b'S', |out| {
+    frame::put(out, b'S', |out| {
         put_string(out, name);
         put_string(out, value);
     });
 }
 
 pub(super) fn command_complete(out: &mut BytesMut, tag: &str) {
-    frame(out, b'C', |out| put_string(out, tag));
+    frame::put(out, b'C', |out| put_string(out, tag));
 }
 
 pub(super) fn notice(out: &mut BytesMut, text: &str) {
-    frame(out, b'N', |out| {
+    frame::put(out, b'N', |out| {
         for (field, value) in [(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', text)] {
             out.put_u8(field);
             put_string(out, value);
@@ -123,7 +113,7 @@ pub(super) fn notice(out: &mut BytesMut, text: &str) {
 }
 
 pub(super) fn row_description(out: &mut BytesMut, columns: &[Column], formats: &[Format]) {
-    frame(out, b'T', |out| {
+    frame::put(out, b'T', |out| {
         put_count(out, columns.len());
         for (column, format) in columns.iter().zip(formats) {
             let (oid, size) = column.kind.oid_and_size();
@@ -139,7 +129,7 @@ pub(super) fn row_description(out: &mut BytesMut, columns: &[Column], formats: &
 }
 
 pub(super) fn data_row(out: &mut BytesMut, row: &[Cell], formats: &[Format]) {
-    frame(out, b'D', |out| {
+    frame::put(out, b'D', |out| {
         put_count(out, row.len());
         for (cell, format) in row.iter().zip(formats) {
             if *cell == Cell::Null {

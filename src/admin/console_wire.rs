@@ -13,12 +13,10 @@ use tokio::{
 
 use super::{
     console::{self, Caller, Command, Operator, parse, parse_all, reported_settings, setting},
-    console_frames::{
-        Body, Format, command_complete, data_row, frame, notice, parameter_status, row_description,
-    },
+    console_frames::{Body, Format, command_complete, data_row, notice, parameter_status, row_description},
     console_rows::{Cell, Column, columns},
 };
-use crate::error::ClientError;
+use crate::{error::ClientError, wire::frame};
 
 /// Bytes of one message, its length word included.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
@@ -252,7 +250,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
             return Err(too_many("prepared statements", MAX_STATEMENTS));
         }
         self.statements.insert(name.to_owned(), Rc::new(command));
-        frame(&mut self.out, b'1', |_| {});
+        frame::put(&mut self.out, b'1', |_| {});
         Ok(())
     }
 
@@ -294,7 +292,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
         }
         self.portals
             .insert(portal.to_owned(), Portal { command, columns, formats, progress: Progress::Ready });
-        frame(&mut self.out, b'2', |_| {});
+        frame::put(&mut self.out, b'2', |_| {});
         Ok(())
     }
 
@@ -302,7 +300,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
         let (kind, name) = target(body)?;
         let (columns, formats) = if kind == Target::Statement {
             let columns = columns(self.statement(name)?);
-            frame(&mut self.out, b't', |out| out.put_i16(0));
+            frame::put(&mut self.out, b't', |out| out.put_i16(0));
             let formats = vec![Format::Text; columns.len()];
             (columns, formats)
         } else {
@@ -310,7 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
             (portal.columns.clone(), portal.formats.clone())
         };
         if columns.is_empty() {
-            frame(&mut self.out, b'n', |_| {});
+            frame::put(&mut self.out, b'n', |_| {});
         } else {
             row_description(&mut self.out, &columns, &formats);
         }
@@ -343,7 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
             }
             // As Postgres: a limit that is reached suspends, even when nothing is left.
             if sent == limit {
-                frame(&mut self.out, b's', |_| {});
+                frame::put(&mut self.out, b's', |_| {});
                 return Ok(());
             }
         }
@@ -356,7 +354,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
             (Target::Statement, name) => drop(self.statements.remove(name)),
             (Target::Portal, name) => drop(self.portals.remove(name)),
         }
-        frame(&mut self.out, b'3', |_| {});
+        frame::put(&mut self.out, b'3', |_| {});
         Ok(())
     }
 
@@ -395,7 +393,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
             self.status = Status::Idle;
         }
         if *command == Command::Empty {
-            frame(&mut self.out, b'I', |_| {});
+            frame::put(&mut self.out, b'I', |_| {});
         } else if *command == Command::Commit && failed {
             // A COMMIT of a failed transaction is no error; only its tag tells.
             command_complete(&mut self.out, "ROLLBACK");
@@ -436,7 +434,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
             Status::Transaction => b'T',
             Status::Failed => b'E',
         };
-        frame(&mut self.out, b'Z', |out| out.put_u8(status));
+        frame::put(&mut self.out, b'Z', |out| out.put_u8(status));
     }
 
     fn greet(&mut self, cancel_key: &[u8]) {
@@ -444,7 +442,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
             parameter_status(&mut self.out, name, &setting(name, self.caller.user));
         }
         let process_id = self.caller.process_id;
-        frame(&mut self.out, b'K', |out| {
+        frame::put(&mut self.out, b'K', |out| {
             out.put_i32(process_id);
             out.put_slice(cancel_key);
         });

@@ -19,7 +19,7 @@ fn caller(role: Role) -> Caller<'static> {
 /// A frontend message.
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut out = BytesMut::new();
-    frame(&mut out, kind, |out| out.put_slice(body));
+    frame::put(&mut out, kind, |out| out.put_slice(body));
     out.to_vec()
 }
 

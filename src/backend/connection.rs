@@ -16,7 +16,8 @@ use crate::{
     config::{Backend, Timeouts, TlsMode},
     frontend::listener::tune,
     wire::{
-        stream::{Buffered, ReadError, Stream, put_body},
+        frame,
+        stream::{Buffered, ReadError, Stream},
         tls::end_point_hash,
     },
 };
@@ -52,7 +53,7 @@ pub(super) async fn dial(
     let Some(connector) = tls.connector.as_ref().filter(|_| !plain) else { return Ok(unencrypted(tcp)) };
 
     let mut conn = Buffered::new(Stream::Tcp(tcp));
-    put_body(&mut conn.output, |body| body.put_u32(SSL_REQUEST));
+    frame::put_body(&mut conn.output, |body| body.put_u32(SSL_REQUEST));
     conn.flush().await?;
     conn.need(1).await?;
     let Buffered { stream: Stream::Tcp(tcp), input, .. } = conn else {
@@ -118,7 +119,7 @@ pub async fn cancel(
             other => other?,
         };
         let mut conn = Buffered::new(dialed.stream);
-        put_body(&mut conn.output, |body| {
+        frame::put_body(&mut conn.output, |body| {
             body.put_u32(CANCEL_REQUEST);
             body.put_i32(process_id);
             body.put_slice(key);

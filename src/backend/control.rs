@@ -1,21 +1,16 @@
 //! Control connections: crossfade's own, never on a client's path. Catalog, checks, `auth_query`, health.
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::{
-        WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::CryptoProvider,
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls, config::SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::config::{Backend, BackendTls, Secret, TlsMode};
+use super::tls::client_config;
+use crate::{
+    config::{Backend, Secret, TlsMode},
+    wire::tls::TlsFileError,
+};
 
 /// Control connections of one side. Its tasks run on the runtime that first uses it: use it on that one only.
 #[derive(Clone, Debug)]
@@ -43,13 +38,8 @@ impl bb8::ErrorSink<Error> for Failed {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A certificate or key file that cannot be used.
-    #[error("cannot use {file}: {message}")]
-    Tls {
-        /// Path.
-        file: String,
-        /// What is wrong with it.
-        message: String,
-    },
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
     /// Refused by the server, or the network.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
@@ -197,107 +187,5 @@ impl bb8::ManageConnection for Manager {
 
     fn has_broken(&self, client: &mut Client) -> bool {
         client.is_closed()
-    }
-}
-
-/// rustls' settings for TLS towards a backend, as libpq's `sslmode` means them.
-pub fn client_config(tls: &BackendTls) -> Result<ClientConfig, Error> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .expect("ring has suites for TLS 1.2 and 1.3");
-    let (check_chain, check_name) = match tls.mode {
-        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => (false, false),
-        TlsMode::VerifyCa => (true, false),
-        TlsMode::VerifyFull => (true, true),
-    };
-    let verifier: Option<Arc<WebPkiServerVerifier>> = if check_chain {
-        let mut roots = RootCertStore::empty();
-        let mut file = String::from("the web's roots");
-        if let Some(path) = &tls.ca {
-            file = path.display().to_string();
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|e| tls_error(path, &e))?;
-            }
-        } else {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
-        Some(built.map_err(|e| Error::Tls { file, message: e.to_string() })?)
-    } else {
-        None
-    };
-    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Verifier {
-        chain: verifier,
-        check_name,
-        provider,
-    }));
-    let Some((certificate, key)) = &tls.identity else { return Ok(builder.with_no_client_auth()) };
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| tls_error(key, &e))?;
-    builder.with_client_auth_cert(certificates(certificate)?, private).map_err(|e| tls_error(certificate, &e))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
-    let list = read().map_err(|e| tls_error(path, &e))?;
-    if list.is_empty() {
-        return Err(tls_error(path, &io::Error::other("there is no PEM certificate in it")));
-    }
-    Ok(list)
-}
-
-fn tls_error(path: &Path, error: &dyn std::fmt::Display) -> Error {
-    Error::Tls { file: path.display().to_string(), message: error.to_string() }
-}
-
-/// What `sslmode` leaves out is left out; the handshake's signatures are checked in every mode.
-#[derive(Debug)]
-struct Verifier {
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    check_name: bool,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
-        match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is looked at last: the chain has been found good.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.check_name => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -19,8 +19,9 @@ use crate::{
     config::{Backend, Secret, Timeouts, TlsMode},
     frontend::{packet::MAX_STARTUP, startup::Credentials},
     wire::{
+        frame,
         scram::{self, Client, ClientBinding, Key, Keys, SCRAM, SCRAM_PLUS, ScramError, Verifier},
-        stream::{Buffered, Stream, put_body, put_message},
+        stream::{Buffered, Stream},
     },
 };
 
@@ -67,7 +68,7 @@ pub struct Established {
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
     /// The server refused: its whole `ErrorResponse` frame, to be passed on as it is.
-    #[error("the server refused the login: {}", error_text(.0))]
+    #[error("the server refused the login: {}", frame::error_text(.0))]
     Server(Vec<u8>),
     /// No connection, or it broke.
     #[error("no connection: {0}")]
@@ -84,18 +85,6 @@ pub enum LoginError {
     /// We hold back: the server asks for something that we do not have or must not give.
     #[error("{0}")]
     Refused(&'static str),
-}
-
-/// SQLSTATE and message of an `ErrorResponse` frame; empty where it has none.
-pub fn error_text(frame: &[u8]) -> String {
-    format!("{} {}", error_field(frame, b'C'), error_field(frame, b'M'))
-}
-
-/// One field of an `ErrorResponse` or `NoticeResponse` frame; empty when it is not there or not text.
-pub fn error_field(frame: &[u8], code: u8) -> &str {
-    let body = frame.get(5..).unwrap_or_default();
-    let field = body.split(|&b| b == 0).find(|field| field.first() == Some(&code));
-    field.and_then(|field| std::str::from_utf8(&field[1..]).ok()).unwrap_or_default()
 }
 
 /// Keys derived from passwords at this backend, by user: PBKDF2 takes longer than all else in a login.
@@ -156,14 +145,19 @@ pub async fn connect(
         };
         let encrypted = first.stream.is_tls();
         match Login::new(first, tls, who, minor).run(startup.clone()).await {
-            Err(LoginError::Server(frame)) if prefer && encrypted && error_field(&frame, b'C') == "28000" => {
+            Err(LoginError::Server(error)) if prefer && encrypted && not_admitted(&error) => {
                 let second = Login::new(dial(true).await?, tls, who, minor).run(startup).await;
-                second.map_err(|_| LoginError::Server(frame))
+                second.map_err(|_| LoginError::Server(error))
             }
             other => other,
         }
     };
     timeout_at(deadline, run).await.map_err(|_| LoginError::Timeout)?
+}
+
+/// `pg_hba.conf` has no line for this.
+fn not_admitted(error: &[u8]) -> bool {
+    error.get(frame::HEADER..).and_then(|body| frame::error_field(body, b'C')) == Some(b"28000")
 }
 
 fn startup_message(
@@ -175,7 +169,7 @@ fn startup_message(
     let all = own.into_iter().chain(parameters.iter().map(|(k, v)| (k.as_str(), v.as_str())));
     let mut out = BytesMut::new();
     let mut fits = true;
-    put_body(&mut out, |body| {
+    frame::put_body(&mut out, |body| {
         body.put_u32(3 << 16 | u32::from(minor));
         for (name, value) in all {
             fits &= !name.is_empty() && !name.contains('\0') && !value.contains('\0');
@@ -293,7 +287,7 @@ impl<'a> Login<'a> {
     }
 
     async fn answer(&mut self, data: &[&[u8]]) -> Result<(), LoginError> {
-        put_message(&mut self.conn.output, b'p', |body| data.iter().for_each(|part| body.put_slice(part)));
+        frame::put(&mut self.conn.output, b'p', |body| data.iter().for_each(|part| body.put_slice(part)));
         Ok(self.conn.flush().await?)
     }
 
@@ -420,7 +414,7 @@ fn parameter(body: &[u8]) -> Result<(String, String), LoginError> {
 
 fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut out = BytesMut::with_capacity(body.len() + 5);
-    put_message(&mut out, tag, |out| out.put_slice(body));
+    frame::put(&mut out, tag, |out| out.put_slice(body));
     out.to_vec()
 }
 

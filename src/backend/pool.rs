@@ -56,7 +56,11 @@ pub enum Refused {
 /// What a pool needs of its data thread.
 pub trait Host {
     /// Opens one connection.
-    fn connect(&self, pool: Rc<Pool>, permit: Permit) -> Pin<Box<dyn Future<Output = Result<Server, Refused>>>>;
+    fn connect(
+        &self,
+        pool: Rc<Pool>,
+        permit: Permit,
+    ) -> Pin<Box<dyn Future<Output = Result<Server, Refused>>>>;
     /// Clients wait here without room, and other pools have idle connections: they are to be offered.
     fn ask(&self, pool: &Pool);
     /// A connection came from another thread.
@@ -76,6 +80,9 @@ pub struct PoolLimits {
     pub retry: Duration,
 }
 
+/// ParameterStatus names and values.
+pub type Welcome = Rc<[(String, String)]>;
+
 /// The pool.
 pub struct Pool {
     /// What its connections have in common.
@@ -83,7 +90,7 @@ pub struct Pool {
     /// How they log in; the newest client's.
     pub credentials: RefCell<Credentials>,
     /// ParameterStatus values of a new session here, in the server's order and spelling.
-    pub welcome: RefCell<Option<Rc<[(String, String)]>>>,
+    pub welcome: RefCell<Option<Welcome>>,
     /// What a new session here starts with.
     pub defaults: RefCell<Rc<super::server::SessionDefaults>>,
     share: Arc<Share>,
@@ -93,6 +100,7 @@ pub struct Pool {
     kind: Arc<str>,
     /// Connections opened before are not used again.
     valid_since: Cell<Option<Instant>>,
+    #[expect(clippy::vec_box, reason = "a server is large and changes hands: what moves is its address")]
     idle: RefCell<Vec<Box<Server>>>,
     waiters: RefCell<VecDeque<Waiter>>,
     opening: Cell<usize>,
@@ -216,22 +224,23 @@ impl Pool {
         while self.opening.get() < self.waiters.borrow().len() {
             let Some(permit) = self.share.take(limits.user, limits.side) else { return false };
             self.opening.set(self.opening.get() + 1);
-            let pool = Rc::clone(self);
             // A task of its own: a client that leaves must not take the half-open connection with it.
-            tokio::task::spawn_local(async move {
-                let opened = pool.host.connect(Rc::clone(&pool), permit).await;
-                pool.opening.set(pool.opening.get() - 1);
-                match opened {
-                    Ok(mut server) => {
-                        pool.last_failure.take();
-                        server.lease = Some(Lease::new(&pool.active));
-                        pool.put(Box::new(server));
-                    }
-                    Err(why) => pool.fail(&why),
-                }
-            });
+            tokio::task::spawn_local(Rc::clone(self).open(permit));
         }
         true
+    }
+
+    async fn open(self: Rc<Self>, permit: Permit) {
+        let opened = self.host.connect(Rc::clone(&self), permit).await;
+        self.opening.set(self.opening.get() - 1);
+        match opened {
+            Ok(mut server) => {
+                self.last_failure.take();
+                server.lease = Some(Lease::new(&self.active));
+                self.put(Box::new(server), Instant::now());
+            }
+            Err(why) => self.fail(&why),
+        }
     }
 
     /// Whoever waits hears why; all of them when no connection is left that could come back.
@@ -256,7 +265,7 @@ impl Pool {
     }
 
     /// Takes a clean connection back: the next in line gets it.
-    pub fn put(self: &Rc<Self>, mut server: Box<Server>) {
+    pub fn put(self: &Rc<Self>, mut server: Box<Server>, now: Instant) {
         server.info.client.set(0);
         if self.valid_since.get().is_some_and(|since| server.opened < since) {
             return self.host.close(server);
@@ -287,7 +296,7 @@ impl Pool {
             }
         }
         server.lease = None;
-        server.info.used.set(Instant::now());
+        server.info.used.set(now);
         self.share.idle.fetch_add(1, Ordering::Relaxed);
         self.idle.borrow_mut().push(server);
     }
@@ -297,7 +306,7 @@ impl Pool {
         let count = self.idle.borrow().len();
         for _ in 0..count.min(self.share.line.len()) {
             if let Some(server) = self.longest_idle() {
-                self.put(server);
+                self.put(server, Instant::now());
             }
         }
     }
@@ -416,12 +425,12 @@ impl Drop for Seat {
             return; // the thread ends
         }
         if let Ok(Ok(server)) = self.local.try_recv() {
-            self.pool.put(server);
+            self.pool.put(server, Instant::now());
         }
         if let Ok(travelling) = self.remote.try_recv()
             && let Ok(server) = self.pool.adopt(*travelling)
         {
-            self.pool.put(server);
+            self.pool.put(server, Instant::now());
         }
     }
 }

@@ -174,19 +174,11 @@ impl CancelGate {
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
     /// The server refused it: the whole ErrorResponse frame.
-    #[error("{}", error_text(.0))]
+    #[error("{}", frame::error_text(.0))]
     Server(Vec<u8>),
     /// The connection broke.
     #[error("connection lost: {0}")]
     Io(#[from] io::Error),
-}
-
-/// Message and SQLSTATE of an ErrorResponse frame, for logs.
-pub fn error_text(error: &[u8]) -> String {
-    let body = error.get(frame::HEADER..).unwrap_or_default();
-    let field =
-        |code| String::from_utf8_lossy(frame::error_field(body, code).unwrap_or_default()).into_owned();
-    format!("{} (SQLSTATE {})", field(b'M'), field(b'C'))
 }
 
 /// Rows of text values.
@@ -332,6 +324,18 @@ impl Server {
         })
     }
 
+    /// Says good-bye and closes: the server does not count the session as abandoned.
+    pub async fn close(mut self: Box<Self>) {
+        if !self.conn.output.is_empty() {
+            return; // in the middle of a message there is no good-bye
+        }
+        self.lease = None;
+        put_terminate(&mut self.conn.output);
+        let buffers = Buffers::default();
+        let flush = poll_fn(|cx| self.conn.poll_flush(cx, &buffers));
+        let _ = tokio::time::timeout(GOODBYE, flush).await;
+    }
+
     /// Is nothing outstanding, so that another client may have it?
     pub fn is_clean(&self) -> bool {
         self.status == Status::Idle && self.conn.input.is_empty() && self.conn.output.is_empty()
@@ -387,7 +391,7 @@ impl Answer {
         match tag {
             b'D' => self.rows.extend(row(body)),
             b'E' => {
-                tracing::debug!(%side, error = %error_text(frame), "a statement of crossfade's own failed");
+                tracing::debug!(%side, error = %frame::error_text(frame), "a statement of crossfade's own failed");
                 self.error.get_or_insert_with(|| frame.to_vec());
             }
             b'Z' => return Some(body.first().and_then(|&b| Status::from_byte(b)).unwrap_or(Status::Failed)),
@@ -414,6 +418,9 @@ fn row(body: &[u8]) -> Option<Vec<Option<String>>> {
     }
     Some(values)
 }
+
+/// How long a server may take to read the last message.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A Terminate frame.
 pub fn put_terminate(out: &mut BytesMut) {

@@ -18,7 +18,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    config::{Backend, TlsMode},
+    config::{Backend, BackendTls, TlsMode},
     wire::tls::{ALPN, TlsFileError, is_current, read_certificates, read_key},
 };
 
@@ -38,37 +38,40 @@ impl std::fmt::Debug for BackendTlsContext {
 impl BackendTlsContext {
     /// Reads the files of this backend. Blocking.
     pub fn load(backend: &Backend) -> Result<Self, TlsFileError> {
-        let files = &backend.tls;
-        let unusable = |e: rustls::Error| TlsFileError::Unusable(e.to_string());
         // libpq never uses TLS on a Unix socket.
-        if files.mode == TlsMode::Disable || backend.host.starts_with('/') {
-            return Ok(Self { connector: None, keys: super::login::KeyCache::default() });
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let ca = files.ca.as_deref().map(read_certificates).transpose()?;
-        let check = match (files.mode, &ca) {
-            (TlsMode::VerifyFull, _) => Check::Name,
-            // As libpq: "require" with a root certificate at hand verifies the chain.
-            (TlsMode::VerifyCa, _) | (TlsMode::Require, Some(_)) => Check::Chain,
-            (TlsMode::Disable | TlsMode::Prefer | TlsMode::Require, _) => Check::Nothing,
-        };
-        let verifier = Verifier::new(check, ca, Arc::clone(&provider))?;
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(unusable)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier));
-        let mut config = match &files.identity {
-            Some((certificate, key)) => builder
-                .with_client_auth_cert(read_certificates(certificate)?, read_key(key)?)
-                .map_err(unusable)?,
-            None => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        config.resumption = rustls::client::Resumption::disabled();
-        let connector = Some(TlsConnector::from(Arc::new(config)));
+        let plain = backend.tls.mode == TlsMode::Disable || backend.host.starts_with('/');
+        let config = (!plain).then(|| client_config(&backend.tls)).transpose()?;
+        let connector = config.map(|config| TlsConnector::from(Arc::new(config)));
         Ok(Self { connector, keys: super::login::KeyCache::default() })
     }
+}
+
+/// rustls' settings for TLS towards a backend, as libpq's `sslmode` means them. Reads files: blocking.
+pub fn client_config(files: &BackendTls) -> Result<ClientConfig, TlsFileError> {
+    let unusable = |e: rustls::Error| TlsFileError::Unusable(e.to_string());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let ca = files.ca.as_deref().map(read_certificates).transpose()?;
+    let check = match (files.mode, &ca) {
+        (TlsMode::VerifyFull, _) => Check::Name,
+        // As libpq: "require" with a root certificate at hand verifies the chain.
+        (TlsMode::VerifyCa, _) | (TlsMode::Require, Some(_)) => Check::Chain,
+        (TlsMode::Disable | TlsMode::Prefer | TlsMode::Require, _) => Check::Nothing,
+    };
+    let verifier = Verifier::new(check, ca, Arc::clone(&provider))?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match &files.identity {
+        Some((certificate, key)) => builder
+            .with_client_auth_cert(read_certificates(certificate)?, read_key(key)?)
+            .map_err(unusable)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(config)
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

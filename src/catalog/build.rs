@@ -15,7 +15,7 @@ use crate::{
 /// Merges what was read; a side that is `None` did not answer.
 pub(super) fn build(raw: &[Option<Raw>; 2], generation: u64) -> Catalog {
     let read = [raw[0].is_some(), raw[1].is_some()];
-    let mut catalog = Catalog { generation, read, ..Catalog::default() };
+    let mut catalog = Catalog { read, generation, ..Catalog::default() };
     if let [Some(source), Some(target)] = raw {
         let pairs = pair(&type_names(source), &type_names(target));
         catalog.type_target_to_source = pairs.iter().map(|(&s, &t)| (t, s)).collect();

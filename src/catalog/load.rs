@@ -209,9 +209,14 @@ async fn rows(t: &Transaction<'_>, sql: &str) -> Result<Vec<tokio_postgres::Row>
 const SCHEMAS: &str = "
 SELECT n.oid, n.nspname::text FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '^pg_(toast|temp_)'";
 
+/// The parent of a sequence is the table whose column owns it (SERIAL, IDENTITY, OWNED BY).
 const RELATIONS: &str = "
 SELECT c.oid, c.relnamespace, c.relname::text, c.relkind,
-       COALESCE((SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno LIMIT 1), 0::oid)
+       COALESCE((SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno LIMIT 1),
+                (SELECT d.refobjid FROM pg_catalog.pg_depend d
+                 WHERE c.relkind = 'S' AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid
+                   AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.deptype IN ('a', 'i') LIMIT 1),
+                0::oid)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND c.relpersistence <> 't'
   AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp_)'";

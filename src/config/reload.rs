@@ -268,7 +268,7 @@ pub fn watch(live: &Arc<Live>) -> io::Result<Watching> {
 /// Files are looked at this often without any event: some mounts (NFS) send none.
 const LOOK: Duration = Duration::from_secs(5);
 /// An editor's several steps count as one change.
-const SETTLE: Duration = Duration::from_millis(100);
+const SETTLE: Duration = Duration::from_millis(30);
 
 fn is_change(kind: EventKind) -> bool {
     match kind {

@@ -9,11 +9,11 @@ use crate::{
 };
 
 /// Key, value, and whether a reload is enough to change it.
-pub type Row = (String, String, bool);
+pub(crate) type Row = (String, String, bool);
 
 impl Config {
     /// Every key with its value in force.
-    pub fn rows(&self) -> Vec<Row> {
+    pub(crate) fn rows(&self) -> Vec<Row> {
         let mut rows = Rows(Vec::new());
         let l = &self.listen;
         let addresses: Vec<_> = l.addresses.iter().map(ToString::to_string).collect();

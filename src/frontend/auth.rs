@@ -16,8 +16,9 @@ use crate::{
     config::{AuthMethod, Config, Secret},
     error::ClientError,
     wire::{
+        frame,
         scram::{self, ITERATIONS, Key, Keys, SCRAM, SCRAM_PLUS, ScramError, Server, Verifier},
-        stream::{Buffered, ReadError, Stream, put_message},
+        stream::{Buffered, ReadError, Stream},
         tls::common_name,
     },
 };
@@ -152,10 +153,10 @@ impl Claim<'_> {
             return Ok(None);
         };
         let cache = &self.shared.secrets.looked_up;
-        if let Some((at, found)) = cache.lock().unwrap_or_else(PoisonError::into_inner).get(self.user) {
-            if at.elapsed() < LOOKUP_LIFE {
-                return Ok(found.clone());
-            }
+        if let Some((at, found)) = cache.lock().unwrap_or_else(PoisonError::into_inner).get(self.user)
+            && at.elapsed() < LOOKUP_LIFE
+        {
+            return Ok(found.clone());
         }
         let found = lookup(self.user.to_owned()).await.map_err(|reason| {
             tracing::error!(user = self.user, reason, "auth.query failed");
@@ -191,7 +192,7 @@ impl Claim<'_> {
     /// MD5 challenge. `hash`: hexadecimal MD5 of password and user name; without it the exchange is for show.
     async fn md5(&self, conn: &mut Buffered, hash: Option<String>) -> Result<(), Refusal> {
         let salt: [u8; 4] = scram::random();
-        put_message(&mut conn.output, b'R', |body| {
+        frame::put(&mut conn.output, b'R', |body| {
             body.put_u32(5);
             body.put_slice(&salt);
         });
@@ -217,7 +218,7 @@ impl Claim<'_> {
     /// The SASL exchange. Without a verifier it is for show.
     async fn scram(&self, conn: &mut Buffered, verifier: Option<Arc<Verifier>>) -> Result<Key, Refusal> {
         let end_point = self.end_point.as_deref();
-        put_message(&mut conn.output, b'R', |body| {
+        frame::put(&mut conn.output, b'R', |body| {
             body.put_u32(10);
             for name in end_point.is_some().then_some(SCRAM_PLUS).into_iter().chain([SCRAM]) {
                 body.put_slice(name.as_bytes());
@@ -234,7 +235,7 @@ impl Claim<'_> {
         let client_final = self.challenge(conn, answer.as_bytes()).await?;
         let (answer, key) = server.finish(&client_final).map_err(|e| self.scram_refusal(&e))?;
         // Leaves with AuthenticationOk.
-        put_message(&mut conn.output, b'R', |body| {
+        frame::put(&mut conn.output, b'R', |body| {
             body.put_u32(12);
             body.put_slice(answer.as_bytes());
         });
@@ -263,7 +264,7 @@ impl Claim<'_> {
     }
 
     async fn challenge(&self, conn: &mut Buffered, data: &[u8]) -> Result<Vec<u8>, Refusal> {
-        put_message(&mut conn.output, b'R', |body| {
+        frame::put(&mut conn.output, b'R', |body| {
             body.put_u32(11);
             body.put_slice(data);
         });

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BufMut, BytesMut};
 
-use crate::{error::ClientError, wire::stream::put_message};
+use crate::{error::ClientError, wire::frame};
 
 /// Bytes of a startup packet without its length field (`MAX_STARTUP_PACKET_LENGTH`).
 pub const MAX_STARTUP: usize = 10_000;
@@ -57,7 +57,7 @@ pub struct Negotiate {
 impl Negotiate {
     /// Appends the message.
     pub fn encode(&self, out: &mut BytesMut) {
-        put_message(out, b'v', |body| {
+        frame::put(out, b'v', |body| {
             body.put_u32(3 << 16 | self.minor);
             body.put_u32(u32::try_from(self.options.len()).expect("they came in one startup packet"));
             for option in &self.options {

@@ -16,7 +16,8 @@ use crate::{
     config::Config,
     error::ClientError,
     wire::{
-        stream::{Buffered, ReadError, Stream, put_message},
+        frame,
+        stream::{Buffered, ReadError, Stream},
         tls::ALPN,
     },
 };
@@ -160,11 +161,11 @@ impl Attempt<'_> {
     async fn first_packets(&mut self) -> Result<(Packet, Option<Arc<[u8]>>), Refusal> {
         let tls = self.shared.tls.load_full().filter(|_| self.config.client_tls.is_some());
         let (mut tls_done, mut gss_done, mut end_point) = (false, false, None);
-        if let Some(tls) = &tls {
-            if self.begins_with_tls().await? {
-                self.handshake(tls, true).await?;
-                end_point.clone_from(&tls.end_point);
-            }
+        if let Some(tls) = &tls
+            && self.begins_with_tls().await?
+        {
+            self.handshake(tls, true).await?;
+            end_point.clone_from(&tls.end_point);
         }
         loop {
             let conn = self.conn_mut()?;
@@ -285,7 +286,7 @@ impl Attempt<'_> {
             let message = format!("too many connections for role \"{}\"", found.user);
             return Err(ClientError::fatal("53300", message).hint("Raise max_clients of this user.").into());
         }
-        put_message(&mut conn.output, b'R', |body| body.put_u32(0));
+        frame::put(&mut conn.output, b'R', |body| body.put_u32(0));
         conn.flush().await.map_err(ReadError::Io)?;
         Counters::count(&shared.counters.logins);
         tracing::debug!(client = self.id, %peer, user = found.user, database = found.database, "logged in");
@@ -352,7 +353,10 @@ mod tests {
             }
             let length = rest.first_chunk().map_or(0, |l| usize::try_from(u32::from_be_bytes(*l)).unwrap());
             let Some(body) = rest.get(4..length) else { break };
-            let fields = ["C", "M"].map(|f| crate::backend::login::error_field(bytes, f.as_bytes()[0]));
+            let fields = [b'C', b'M'].map(|code| {
+                let field = frame::error_field(&bytes[frame::HEADER..], code).unwrap_or_default();
+                std::str::from_utf8(field).unwrap()
+            });
             out.push(match tag {
                 b'E' => format!("E{} {}", fields[0], fields[1].trim_start_matches("crossfade: ")),
                 _ => format!("{}{}", char::from(*tag), body.get(3).copied().unwrap_or_default()),

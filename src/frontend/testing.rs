@@ -18,7 +18,7 @@ use crate::{
         Secret, Timeouts, TlsMode, User,
     },
     route::policy::{OnUnknown, Policy, TransactionReads},
-    wire::stream::{Stream, put_message},
+    wire::{frame, stream::Stream},
 };
 
 pub(crate) fn timeouts() -> Timeouts {
@@ -118,9 +118,9 @@ pub(crate) async fn serve(shared: Arc<Shared>) -> (SocketAddr, tokio::sync::mpsc
                 match accept(Stream::Tcp(socket), peer, &shared).await {
                     Startup::Client(mut login) => {
                         let mut out = BytesMut::new();
-                        put_message(&mut out, b'S', |body| body.put_slice(b"server_version\x0018\0"));
-                        put_message(&mut out, b'K', |body| body.put_slice(b"\0\0\0\x07keyy"));
-                        put_message(&mut out, b'Z', |body| body.put_u8(b'I'));
+                        frame::put(&mut out, b'S', |body| body.put_slice(b"server_version\x0018\0"));
+                        frame::put(&mut out, b'K', |body| body.put_slice(b"\0\0\0\x07keyy"));
+                        frame::put(&mut out, b'Z', |body| body.put_u8(b'I'));
                         login.stream.write_all(&out).await.unwrap();
                         login.stream.flush().await.unwrap();
                         let _ = sender.send(*login);

@@ -47,7 +47,7 @@ pub(super) struct Client {
     pub(super) shard: Rc<Shard>,
     /// By side.
     pub(super) pools: [Rc<Pool>; 2],
-    /// Totals of its user, by side.
+    /// What its user did, by side.
     pub(super) stats: [Rc<Stats>; 2],
     /// Connections it holds, by side.
     pub(super) servers: [Option<Box<Server>>; 2],
@@ -133,7 +133,7 @@ impl Client {
             }
             self.shared.activity.set(Activity::Idle);
         };
-        self.leave(end).await;
+        Box::pin(self.leave(end)).await;
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -207,7 +207,12 @@ impl Client {
                 self.shared.clear_signal();
                 None
             }
-            _ => Some(End::Error(last_words(signal))),
+            Signal::Kill
+            | Signal::Drain
+            | Signal::Stop
+            | Signal::ClientIdle
+            | Signal::IdleTransaction
+            | Signal::Transaction => Some(End::Error(last_words(signal))),
         }
     }
 
@@ -401,6 +406,9 @@ impl Client {
             End::Error(error) => Some(error),
             End::Gone | End::Io(_) | End::ServerSaid => None,
         };
+        if let End::Io(error) = &end {
+            tracing::debug!(client = self.id(), %error, "the client's socket failed");
+        }
         if let Some(error) = error {
             tracing::info!(client = self.id(), sqlstate = error.sqlstate, message = %error.message, "client ended");
             ClientError { fatal: true, ..error.clone() }.encode(self.id(), &mut self.conn.output);
@@ -414,12 +422,10 @@ impl Client {
             let _ = tokio::time::timeout(GOODBYE, close).await;
         }
         for side in Side::BOTH {
-            if let Some(mut server) = self.servers[side.index()].take() {
-                self.count_traffic(&mut server);
+            if let Some(server) = self.servers[side.index()].take() {
                 self.retire(server);
             }
         }
-        shard.traffic.client(std::mem::take(&mut self.conn.traffic));
     }
 
     /// A server connection whose client has left: cleaned for the next one, or closed.
@@ -445,7 +451,7 @@ impl Client {
             let gate = Rc::clone(&server.gate);
             gate.clear().await;
             if server.discard(&shard.buffers).await.is_ok() && server.is_clean() {
-                shard.give_back(&pool, server);
+                shard.give_back(&pool, server, Instant::now());
             }
         });
     }
@@ -491,3 +497,19 @@ const MAX_BATCH: usize = 1 << 20;
 const MAX_UNSENT: usize = 1 << 20;
 /// How long last words may take.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thousands of clients do nothing most of the time: each weighs what its state and its futures weigh.
+    #[test]
+    fn an_idle_client_is_small() {
+        fn future<A, F: Future>(_: impl Fn(A) -> F) -> usize {
+            size_of::<F>()
+        }
+        let task = future(|(shard, accepted)| crate::proxy::login::serve(shard, accepted));
+        let sizes = [task, future(Client::run), size_of::<Client>(), size_of::<ClientShared>()];
+        assert!(sizes.iter().sum::<usize>() <= 3 << 10, "{sizes:?} bytes: box what is rare");
+    }
+}

@@ -16,7 +16,7 @@ use crate::{
         pipeline::Expect,
         prepared::{self, Naming, Prepared},
     },
-    statement::{Kind, Plan},
+    statement::{Effect, Kind, Plan},
     wire::{
         conn::shift,
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -37,6 +37,8 @@ pub(super) struct Survey {
     pub(super) portal: bool,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
+    /// What the text of a simple query is, as it was found: EXECUTE has not been resolved.
+    pub(super) query: Option<Rc<Entry>>,
 }
 
 /// What becomes of one client message.
@@ -69,7 +71,7 @@ impl Client {
             };
             match Frontend::from_tag(tag) {
                 Some(Frontend::Parse) => {
-                    let Ok((name, sql, types)) = parse_fields(fields) else { continue };
+                    let Ok([name, sql, types]) = parse_fields(fields) else { continue };
                     let statement = self.prepare(name, sql, types);
                     survey.named.push(Rc::clone(&statement.plan.borrow()));
                     survey.parsed.push_back(Rc::clone(&statement));
@@ -129,14 +131,7 @@ impl Client {
         if self.naming() == Naming::Content && !name.is_empty() {
             return self.shard.intern(sql, types, plan);
         }
-        Rc::new(Prepared {
-            number: self.shard.next_statement(),
-            sql: sql.into(),
-            types: types.into(),
-            name_span: None,
-            columns: RefCell::default(),
-            plan: RefCell::new(plan),
-        })
+        Rc::new(Prepared::new(self.shard.next_statement(), sql, types, RefCell::new(plan)))
     }
 
     /// The statement that an SQL-level PREPARE makes. `text` is the whole of it.
@@ -147,32 +142,27 @@ impl Client {
     ) -> Option<Rc<Statement>> {
         let span = prepared::name_span(text)?;
         let plan = Plan { statements: vec![inner.clone()], literal_dependent: true, fingerprint: 0 };
-        Some(Rc::new(Prepared {
-            number: self.shard.next_statement(),
-            sql: text.into(),
-            types: Box::default(),
-            name_span: Some(span),
-            columns: RefCell::default(),
-            plan: RefCell::new(Entry::new(plan, u64::MAX)),
-        }))
+        let plan = RefCell::new(Entry::new(plan, u64::MAX));
+        let statement = Prepared::new(self.shard.next_statement(), text, b"", plan);
+        Some(Rc::new(Prepared { name_span: Some(span), ..statement }))
     }
 
     /// Moves the first `length` bytes of the input, whole extended messages, to the server.
     pub(super) fn translate(
         &mut self,
         mut length: usize,
-        mut survey: Survey,
+        survey: &mut Survey,
         server: &mut Server,
         flight: &mut Flight,
     ) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
         let mut at = 0;
-        let mut scratch = BytesMut::new();
+        let mut scratch = shard.scratch.take();
         while at < length {
             let Some((tag, size)) = frame::header(&self.conn.input[at..])? else { break };
             let input = std::mem::take(&mut self.conn.input);
             let body = &input[at + HEADER..at + size];
-            let translation = self.translate_one((tag, body), &mut survey, server, &mut scratch, flight);
+            let translation = self.translate_one((tag, body), survey, server, &mut scratch, flight);
             self.conn.input = input;
             match translation {
                 Translation::Keep => at += size,
@@ -187,6 +177,9 @@ impl Client {
             }
         }
         shift(&mut self.conn.input, at, &mut server.conn.output, &shard.buffers);
+        if scratch.capacity() <= KEPT_SCRATCH {
+            shard.scratch.replace(scratch);
+        }
         for entry in &survey.executed {
             self.await_tags(&entry.plan, None, flight);
         }
@@ -204,17 +197,16 @@ impl Client {
         let mut fields = Fields(body);
         // What cannot be read is sent as it is: the server refuses it in its own words.
         match Frontend::from_tag(tag) {
-            Some(Frontend::Parse) => match parse_fields(fields) {
-                Ok((name, sql, types)) => match survey.parsed.pop_front() {
-                    Some(statement) => self.send_parse(name, (sql, types), statement, server, out),
-                    None => self.keep(Expect::Parse),
-                },
-                Err(_) => {
-                    self.registry.touch(b"");
-                    server.known.touch(b"");
-                    self.keep(Expect::Parse)
+            Some(Frontend::Parse) => {
+                if let Ok([name, sql, types]) = parse_fields(fields)
+                    && let Some(statement) = survey.parsed.pop_front()
+                {
+                    return self.send_parse(name, (sql, types), statement, server, out);
                 }
-            },
+                self.registry.touch(b"");
+                server.known.touch(b"");
+                self.keep(Expect::Parse)
+            }
             Some(Frontend::Bind) => {
                 let renamed = match (fields.cstr(), fields.cstr()) {
                     (Ok(portal), Ok(name)) => {
@@ -227,9 +219,9 @@ impl Client {
                     _ => None,
                 };
                 self.pipeline.sent(Expect::Bind);
-                let Some((portal, name)) = renamed else { return finish(out, tag, body) };
+                let Some((portal, statement)) = renamed else { return finish(out, tag, body) };
                 frame::put(out, b'B', |b| {
-                    for text in [portal, &name] {
+                    for text in [portal, &statement.content_name] {
                         b.extend_from_slice(text);
                         b.extend_from_slice(&[0]);
                     }
@@ -252,10 +244,10 @@ impl Client {
                     flight.described.push_back(statement);
                 }
                 self.pipeline.sent(Expect::Describe);
-                let Some(name) = renamed else { return finish(out, tag, body) };
+                let Some(statement) = renamed else { return finish(out, tag, body) };
                 frame::put(out, b'D', |b| {
                     b.extend_from_slice(b"S");
-                    b.extend_from_slice(&name);
+                    b.extend_from_slice(&statement.content_name);
                     b.extend_from_slice(&[0]);
                 });
                 Translation::Replace
@@ -295,7 +287,7 @@ impl Client {
             let on_server = statement.server_name(name, self.naming());
             frame::put(out, b'D', |b| {
                 b.extend_from_slice(b"S");
-                b.extend_from_slice(&on_server);
+                b.extend_from_slice(on_server);
                 b.extend_from_slice(&[0]);
             });
             self.pipeline.sent(Expect::HiddenDescribe);
@@ -321,23 +313,20 @@ impl Client {
         let map = &self.current.catalog.type_source_to_target;
         let mapped = server.side == Side::Target && types.len() > 2 && !map.is_empty();
         let taken = !name.is_empty() && self.registry.get(name).is_some();
-        let on_server = if taken {
-            // Refused by the server, in its own words: the name is in use there, or is made so.
-            self.ensure(name, server, out).unwrap_or_else(|| name.to_vec())
-        } else {
-            statement.server_name(name, naming).into_owned()
-        };
-        if !taken && naming == Naming::Content && server.known.get(&on_server) == Some(statement.number) {
+        // A name that is taken is refused by the server, in its own words: it is in use there, or is made so.
+        let theirs = if taken { self.ensure(name, server, out) } else { Some(Rc::clone(&statement)) };
+        let on_server = theirs.as_ref().map_or(name, |s| s.server_name(name, naming));
+        if !taken && naming == Naming::Content && server.known.get(on_server) == Some(statement.number) {
             self.registry.set(name, Some(statement));
             self.pipeline.sent(Expect::OwnParseComplete);
             return Translation::Replace;
         }
         if taken {
-            server.known.touch(&on_server);
+            server.known.touch(on_server);
             self.registry.touch(name);
         } else {
             self.make_room(server, out);
-            server.known.set(&on_server, Some(statement.number));
+            server.known.set(on_server, Some(statement.number));
             self.registry.set(name, Some(statement));
         }
         self.pipeline.sent(Expect::Parse);
@@ -348,7 +337,7 @@ impl Client {
         if mapped {
             oids::list(&mut types, &self.current.catalog.type_source_to_target);
         }
-        frame::put_parse(out, &on_server, sql, &types);
+        frame::put_parse(out, on_server, sql, &types);
         Translation::Replace
     }
 
@@ -364,23 +353,28 @@ impl Client {
     }
 
     /// Makes sure that the server knows what the client means by `name`; messages for that are written to `out`.
-    /// The name it has there, when that is another.
-    pub(super) fn ensure(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Vec<u8>> {
+    /// The statement, when it has another name there: that of its content.
+    pub(super) fn ensure(
+        &mut self,
+        name: &[u8],
+        server: &mut Server,
+        out: &mut BytesMut,
+    ) -> Option<Rc<Statement>> {
         let statement = Rc::clone(self.registry.get(name)?);
         let on_server = statement.server_name(name, self.naming());
-        match server.known.get(&on_server) {
+        match server.known.get(on_server) {
             Some(number) if number == statement.number => {}
             other => {
                 if other.is_some() && !on_server.is_empty() {
-                    frame::put_close_statement(out, &on_server);
-                    server.known.set(&on_server, None);
+                    frame::put_close_statement(out, on_server);
+                    server.known.set(on_server, None);
                     self.pipeline.sent(Expect::HiddenClose);
                 }
                 self.make_room(server, out);
-                self.put_statement(&statement, &on_server, server, out);
+                self.put_statement(&statement, on_server, server, out);
             }
         }
-        (on_server != name).then(|| on_server.into_owned())
+        if on_server == name { None } else { Some(statement) }
     }
 
     fn put_statement(&mut self, statement: &Statement, name: &[u8], server: &mut Server, out: &mut BytesMut) {
@@ -410,22 +404,17 @@ impl Client {
     /// Notes which command tags will change names or settings. `text` is that of a lone simple query.
     pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
         for statement in &plan.statements {
-            let awaited = match &statement.kind {
-                Kind::Prepare { name, inner } => {
-                    let text = if plan.statements.len() == 1 { text } else { None };
-                    match text.and_then(|t| self.prepare_sql(t, inner)) {
-                        Some(statement) => Awaited::Prepare { name: name.as_bytes().into(), statement },
-                        None => continue,
-                    }
-                }
-                Kind::Deallocate { name: Some(name) } => Awaited::Deallocate { name: name.as_bytes().into() },
-                Kind::Deallocate { name: None } => Awaited::DeallocateAll,
-                Kind::Session if statement.effects.contains(&crate::statement::Effect::DiscardAll) => {
-                    Awaited::DiscardAll
-                }
-                _ => continue,
+            let awaited = if let Kind::Prepare { name, inner } = &statement.kind {
+                let text = text.filter(|_| plan.statements.len() == 1);
+                let made = text.and_then(|t| self.prepare_sql(t, inner));
+                made.map(|statement| Awaited::Prepare { name: name.as_bytes().into(), statement })
+            } else if let Kind::Deallocate { name } = &statement.kind {
+                let one = |name: &String| Awaited::Deallocate { name: name.as_bytes().into() };
+                Some(name.as_ref().map_or(Awaited::DeallocateAll, one))
+            } else {
+                statement.effects.contains(&Effect::DiscardAll).then_some(Awaited::DiscardAll)
             };
-            flight.awaited.push_back(awaited);
+            flight.awaited.extend(awaited);
         }
     }
 }
@@ -439,6 +428,9 @@ fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {
 }
 
 /// Name, text and raw types of a Parse body.
-fn parse_fields(mut fields: Fields<'_>) -> Result<(&[u8], &[u8], &[u8]), Malformed> {
-    Ok((fields.cstr()?, fields.cstr()?, fields.0))
+fn parse_fields(mut fields: Fields<'_>) -> Result<[&[u8]; 3], Malformed> {
+    Ok([fields.cstr()?, fields.cstr()?, fields.0])
 }
+
+/// A scratch buffer that a long statement has grown beyond this is not kept.
+const KEPT_SCRATCH: usize = 64 << 10;

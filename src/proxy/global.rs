@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    rc::Rc,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
@@ -43,12 +44,15 @@ pub(super) struct Global {
     shards: OnceLock<Vec<mpsc::Sender<Message>>>,
 }
 
+/// Runs on a data thread.
+pub(super) type Errand = Box<dyn FnOnce(&Rc<Shard>) + Send>;
+
 /// What a data thread is told.
 pub(super) enum Message {
     /// A new connection.
     Accept(Accepted),
     /// Something to be done with its data.
-    Run(Box<dyn FnOnce(&std::rc::Rc<Shard>) + Send>),
+    Run(Errand),
     /// All clients are gone: the end.
     End,
 }
@@ -179,7 +183,7 @@ impl Global {
     /// Runs `f` on every data thread and collects what it returns.
     pub(super) async fn on_every_shard<T: Send + 'static>(
         &self,
-        f: impl Fn(&std::rc::Rc<Shard>) -> T + Clone + Send + 'static,
+        f: impl Fn(&Rc<Shard>) -> T + Clone + Send + 'static,
     ) -> Vec<T> {
         let mut all = Vec::new();
         for shard in self.shards() {

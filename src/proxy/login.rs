@@ -70,7 +70,7 @@ pub(super) async fn serve(shard: Rc<Shard>, accepted: Accepted) {
 
 async fn console(shard: &Rc<Shard>, login: Login) {
     let admin = &shard.current().config.admin;
-    let is = |list: &[String]| list.iter().any(|u| *u == login.user);
+    let is = |list: &[String]| list.contains(&login.user);
     let role = match (is(&admin.admin_users), is(&admin.stats_users)) {
         (true, _) => Role::Admin,
         (false, true) => Role::Stats,
@@ -85,9 +85,9 @@ async fn console(shard: &Rc<Shard>, login: Login) {
     let process_id = random_key(&mut key);
     let caller = Caller { user: &login.user, role, client: login.id, process_id };
     let console = Console { global: Arc::clone(&shard.global) };
-    let shared = ClientShared::new(login.id, &login, PoolMode::Session, process_id);
-    shard.clients.borrow_mut().insert(login.id, Rc::clone(&shared));
-    let stop = std::future::poll_fn(|cx| match shared.listen(cx) {
+    let seen = ClientShared::new(login.id, &login, PoolMode::Session, process_id);
+    shard.clients.borrow_mut().insert(login.id, Rc::clone(&seen));
+    let stop = std::future::poll_fn(|cx| match seen.listen(cx) {
         Some(Signal::Kill | Signal::Drain | Signal::Stop) => std::task::Poll::Ready(()),
         _ => std::task::Poll::Pending,
     });
@@ -164,9 +164,11 @@ async fn begin(
         Ok(home) => home,
         Err(refused) => {
             let mut conn = Conn::new(login.stream, BytesMut::new());
-            match refused {
-                Refused::Server(frame) if is_well_formed(&frame) => conn.output.extend_from_slice(&frame),
-                other => unavailable(&other).encode(login.id, &mut conn.output),
+            match &refused {
+                Refused::Server(frame) if is_well_formed(frame) => conn.output.extend_from_slice(frame),
+                Refused::Server(_) | Refused::Unreachable(_) | Refused::Timeout | Refused::Cancelled => {
+                    unavailable(&refused).encode(login.id, &mut conn.output);
+                }
             }
             say(conn).await;
             return None;
@@ -177,15 +179,15 @@ async fn begin(
         process_id = server.process_id;
         key = server.key.to_vec();
     }
-    let shared = ClientShared::new(login.id, &login, mode, process_id);
-    shard.clients.borrow_mut().insert(login.id, Rc::clone(&shared));
+    let seen = ClientShared::new(login.id, &login, mode, process_id);
+    shard.clients.borrow_mut().insert(login.id, Rc::clone(&seen));
     shard.global.register_cancel(process_id, &key, shard.index, login.id);
     let mut conn = Conn::new(login.stream, login.rest.as_slice().into());
     let welcome: Rc<[(String, String)]> = match &home {
         Some(server) => server.parameters.as_slice().into(),
         None => pools[0].welcome.borrow().clone().unwrap_or_default(),
     };
-    let own_name = ("application_name".to_owned(), shared.application_name.clone());
+    let own_name = ("application_name".to_owned(), seen.application_name.clone());
     for (name, value) in welcome.iter() {
         let value = if mode == PoolMode::Transaction && *name == own_name.0 { &own_name.1 } else { value };
         frame::put_parameter_status(&mut conn.output, name, value);
@@ -195,28 +197,28 @@ async fn begin(
     tracing::debug!(client = login.id, user = %login.user, peer = %login.peer, "client logged in");
     if replicates {
         if let Some(server) = home {
-            relay_raw(shard, conn, *server, &shared).await;
+            relay_raw(conn, *server, &seen).await;
         }
         shard.clients.borrow_mut().remove(&login.id);
         shard.global.forget_cancel(process_id, login.id);
         return None;
     }
-    let client = client(shard, conn, shared, pools, home, own_name);
+    let client = client(shard, conn, seen, pools, home, own_name);
     Some((Box::new(client), login.slot))
 }
 
 fn client(
     shard: &Rc<Shard>,
     conn: Conn,
-    shared: Rc<ClientShared>,
+    seen: Rc<ClientShared>,
     pools: [Rc<Pool>; 2],
     home: Option<Box<Server>>,
     own_name: (String, String),
 ) -> Client {
     let mut client = Client {
         conn,
-        stats: Side::BOTH.map(|side| shard.stats(&shared.user, side)),
         shard: Rc::clone(shard),
+        stats: Side::BOTH.map(|side| shard.stats(&seen.user, side)),
         pools,
         servers: [None, None],
         pipeline: Pipeline::default(),
@@ -225,7 +227,7 @@ fn client(
         held_side: None,
         txn: Transaction::default(),
         current: shard.current(),
-        context: shard.context(None, true),
+        context: shard.context(None, true, true),
         settings: Settings::default(),
         unread: Vec::new(),
         read_committed: true,
@@ -235,7 +237,7 @@ fn client(
         context_moved: false,
         context_local: false,
         temporary: false,
-        shared,
+        shared: seen,
     };
     if let Some(mut server) = home {
         server.last_client = client.id();
@@ -284,12 +286,12 @@ async fn home(
         return Ok(None);
     }
     let config = Arc::clone(&shard.current().config);
-    let limits = shard.pool_limits(&pool.key.user, &config);
+    let limits = Shard::pool_limits(&pool.key.user, &config);
     let server = shard.checkout(pool, limits, config.timeouts.query_wait, waiting).await?;
     if mode == PoolMode::Session {
         return Ok(Some(server));
     }
-    shard.give_back(pool, server);
+    shard.give_back(pool, server, std::time::Instant::now());
     Ok(None)
 }
 
@@ -301,8 +303,9 @@ fn is_well_formed(error: &[u8]) -> bool {
 
 fn unavailable(refused: &Refused) -> ClientError {
     match refused {
-        Refused::Server(frame) => ClientError::fatal("08006", "the source refused the connection")
-            .detail(crate::backend::server::error_text(frame)),
+        Refused::Server(frame) => {
+            ClientError::fatal("08006", "the source refused the connection").detail(frame::error_text(frame))
+        }
         Refused::Unreachable(why) => {
             ClientError::fatal("08006", format!("the source cannot be reached: {why}"))
                 .hint("Is it running? crossfade connects again by itself.")
@@ -313,9 +316,9 @@ fn unavailable(refused: &Refused) -> ClientError {
 }
 
 /// A replication connection: bytes both ways, nothing read.
-async fn relay_raw(shard: &Rc<Shard>, mut conn: Conn, mut server: Server, shared: &Rc<ClientShared>) {
+async fn relay_raw(mut conn: Conn, mut server: Server, seen: &ClientShared) {
     use tokio::io::AsyncWriteExt;
-    shared.pinned.set(Some(Pin::Replication));
+    seen.pinned.set(Some(Pin::Replication));
     let welcome = std::mem::take(&mut conn.output);
     let early = std::mem::take(&mut conn.input);
     let relay = async {
@@ -323,19 +326,18 @@ async fn relay_raw(shard: &Rc<Shard>, mut conn: Conn, mut server: Server, shared
         server.conn.stream.write_all(&early).await?;
         tokio::io::copy_bidirectional(&mut conn.stream, &mut server.conn.stream).await
     };
-    let told = std::future::poll_fn(|cx| match shared.listen(cx) {
+    let told = std::future::poll_fn(|cx| match seen.listen(cx) {
         Some(Signal::Kill | Signal::Stop | Signal::Drain) => std::task::Poll::Ready(()),
         _ => std::task::Poll::Pending,
     });
     tokio::select! {
         result = relay => {
             if let Err(error) = result {
-                tracing::debug!(client = shared.id, %error, "replication connection ended");
+                tracing::debug!(client = seen.id, %error, "replication connection ended");
             }
         }
         () = told => {}
     }
-    let _ = shard;
 }
 
 impl Global {

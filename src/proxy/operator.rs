@@ -1,10 +1,11 @@
 //! What the console and the metrics read from the data threads, and ask of them.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     global::Global,
     shared::{Activity, Signal},
+    stats::{Totals, approximate},
 };
 use crate::{
     Side,
@@ -148,7 +149,7 @@ impl Operator for Console {
                 .map(|((user, side), stats)| (user.to_string(), *side, stats.totals()))
                 .collect::<Vec<_>>()
         });
-        let mut merged: std::collections::BTreeMap<(String, Side), super::stats::Totals> = Default::default();
+        let mut merged = BTreeMap::<(String, Side), Totals>::new();
         for (user, side, totals) in all.await.into_iter().flatten() {
             merged.entry((user, side)).or_default().add(&totals);
         }
@@ -211,14 +212,11 @@ impl Operator for Console {
 pub(super) async fn collect(global: Arc<Global>) {
     let console = Console { global: Arc::clone(&global) };
     let metrics = &global.metrics;
-    let mut states =
-        std::collections::BTreeMap::from([("login", 0.0), ("idle", 0.0), ("active", 0.0), ("waiting", 0.0)]);
-    let mut pinned = std::collections::BTreeMap::new();
-    let now = Instant::now();
+    let mut states = BTreeMap::from([("login", 0.0), ("idle", 0.0), ("active", 0.0), ("waiting", 0.0)]);
+    let mut pinned = BTreeMap::new();
     let clients = global.on_every_shard(move |shard| {
         let clients = shard.clients.borrow();
-        let all = clients.values().map(|c| (c.activity.get(), c.pinned.get(), c.since <= now));
-        all.map(|(a, p, _)| (a, p)).collect::<Vec<_>>()
+        clients.values().map(|c| (c.activity.get(), c.pinned.get())).collect::<Vec<_>>()
     });
     for (activity, pin) in clients.await.into_iter().flatten() {
         let state = match activity {
@@ -231,7 +229,7 @@ pub(super) async fn collect(global: Arc<Global>) {
             *pinned.entry(pin.name()).or_insert(0.0) += 1.0;
         }
     }
-    states.insert("login", global.frontend.limits.logins() as f64);
+    states.insert("login", approximate(global.frontend.limits.logins() as u64));
     metrics.replace(&names::CLIENT_CONNECTIONS, states.into_iter().map(|(s, n)| (vec![s.into()], n)));
     metrics.replace(&names::PINNED_SESSIONS, pinned.into_iter().map(|(p, n)| (vec![p.into()], n)));
     let pools = console.pools().await;
@@ -240,10 +238,10 @@ pub(super) async fn collect(global: Arc<Global>) {
     let mut saturation = Vec::new();
     for side in Side::BOTH {
         let mine = || pools.iter().filter(move |p| p.backend == side);
-        connections.push((vec![side.into(), "active".into()], mine().map(|p| p.active as f64).sum()));
-        connections.push((vec![side.into(), "idle".into()], mine().map(|p| p.idle as f64).sum()));
-        waiters.push((vec![side.into()], mine().map(|p| p.waiting as f64).sum()));
-        let fullest = mine().map(|p| p.active as f64 / p.size.max(1) as f64).fold(0.0, f64::max);
+        connections.push((vec![side.into(), "active".into()], mine().map(|p| approximate(p.active)).sum()));
+        connections.push((vec![side.into(), "idle".into()], mine().map(|p| approximate(p.idle)).sum()));
+        waiters.push((vec![side.into()], mine().map(|p| approximate(p.waiting)).sum()));
+        let fullest = mine().map(|p| approximate(p.active) / approximate(p.size.max(1))).fold(0.0, f64::max);
         saturation.push((vec![side.into()], fullest));
         let up = global.backend(side) == crate::admin::http::BackendState::Up;
         metrics.gauge(&names::BACKEND_UP, &[side.into()], f64::from(u8::from(up)));
@@ -252,8 +250,8 @@ pub(super) async fn collect(global: Arc<Global>) {
     metrics.replace(&names::POOL_WAITERS, waiters);
     metrics.replace(&names::POOL_SATURATION, saturation);
     let (entries, bytes) = global.plan_sizes.total();
-    metrics.gauge(&names::PLAN_CACHE_ENTRIES, &[], entries as f64);
-    metrics.gauge(&names::PLAN_CACHE_BYTES, &[], bytes as f64);
+    metrics.gauge(&names::PLAN_CACHE_ENTRIES, &[], approximate(entries as u64));
+    metrics.gauge(&names::PLAN_CACHE_BYTES, &[], approximate(bytes as u64));
     let counters = &global.frontend.counters;
     let read = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
     for (outcome, n) in [

@@ -7,27 +7,27 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::{
     catalog::Catalog,
     route::{Footprint, policy::Policy},
-    statement::{self, Plan, normalize::normalize},
+    statement::{self, Plan, Unknown, normalize::normalize},
 };
 
 /// A plan, and what it means under the policy that was asked about last.
 #[derive(Debug)]
-pub struct Entry {
+pub(super) struct Entry {
     /// What the text does.
-    pub plan: Plan,
+    pub(super) plan: Plan,
     /// Generation of the catalog it was made with.
-    pub catalog: u64,
+    pub(super) catalog: u64,
     memo: RefCell<Option<(u64, Rc<Footprint>)>>,
 }
 
 impl Entry {
     /// A plan that was made with this generation of the catalog.
-    pub fn new(plan: Plan, catalog: u64) -> Rc<Self> {
+    pub(super) fn new(plan: Plan, catalog: u64) -> Rc<Self> {
         Rc::new(Self { plan, catalog, memo: RefCell::default() })
     }
 
     /// What the plan means under `policy`.
-    pub fn footprint(&self, policy: &Policy, catalog: &Catalog) -> Rc<Footprint> {
+    pub(super) fn footprint(&self, policy: &Policy, catalog: &Catalog) -> Rc<Footprint> {
         if let Some((generation, footprint)) = &*self.memo.borrow()
             && *generation == policy.generation
         {
@@ -41,18 +41,21 @@ impl Entry {
 
 /// What unqualified names mean to a session. Interned: equal contexts have equal numbers.
 #[derive(Debug, Eq, PartialEq)]
-pub struct SearchContext {
+pub(super) struct SearchContext {
     /// Part of the key of a plan.
-    pub number: u32,
+    pub(super) number: u32,
     /// See [`statement::Context`].
-    pub search_path: Option<Vec<String>>,
+    pub(super) search_path: Option<Vec<String>>,
     /// See [`statement::Context`].
-    pub standard_conforming_strings: bool,
+    pub(super) standard_conforming_strings: bool,
+    /// A byte below 128 is ASCII wherever it stands. Not so in SJIS, BIG5, GBK, UHC, GB18030 and JOHAB: a quote may be
+    /// half of a letter there, and what is not all ASCII is not read.
+    pub(super) ascii_safe: bool,
 }
 
 /// The cache of one data thread, bounded in bytes.
 #[derive(Default)]
-pub struct Plans {
+pub(super) struct Plans {
     exact: Layer,
     shapes: Layer,
     scratch: Vec<u8>,
@@ -60,30 +63,32 @@ pub struct Plans {
     contexts: Vec<Rc<SearchContext>>,
     next_context: u32,
     generation: u64,
-    /// Lookups that found a plan, and those that had to read the text.
-    pub hits: u64,
-    /// See `hits`.
-    pub misses: u64,
+    /// Lookups that found a plan, and those that had to read the text, since they were counted last.
+    hits: u64,
+    misses: u64,
 }
 
 /// Limits of the cache and of the analysis.
 #[derive(Clone, Copy, Debug)]
-pub struct PlanLimits {
+pub(super) struct PlanLimits {
     /// Bytes of both layers together.
-    pub cache_bytes: usize,
+    pub(super) cache_bytes: usize,
     /// Longer text is not analysed.
-    pub statement_bytes: usize,
+    pub(super) statement_bytes: usize,
 }
 
 impl Plans {
     /// The context with these properties.
-    pub fn context(
+    pub(super) fn context(
         &mut self,
         search_path: Option<Vec<String>>,
         standard_conforming_strings: bool,
+        ascii_safe: bool,
     ) -> Rc<SearchContext> {
         let same = |c: &&Rc<SearchContext>| {
-            c.search_path == search_path && c.standard_conforming_strings == standard_conforming_strings
+            c.search_path == search_path
+                && c.standard_conforming_strings == standard_conforming_strings
+                && c.ascii_safe == ascii_safe
         };
         if let Some(found) = self.contexts.iter().find(same) {
             return Rc::clone(found);
@@ -92,14 +97,14 @@ impl Plans {
             self.contexts.clear();
         }
         self.next_context += 1;
-        let new =
-            Rc::new(SearchContext { number: self.next_context, search_path, standard_conforming_strings });
+        let number = self.next_context;
+        let new = Rc::new(SearchContext { number, search_path, standard_conforming_strings, ascii_safe });
         self.contexts.push(Rc::clone(&new));
         new
     }
 
     /// The plan of `sql` for a session with this context.
-    pub fn get(
+    pub(super) fn get(
         &mut self,
         sql: &[u8],
         context: &SearchContext,
@@ -115,6 +120,9 @@ impl Plans {
         if let Some(found) = self.exact.get(hash, context.number, sql) {
             self.hits += 1;
             return found;
+        }
+        if !context.ascii_safe && !sql.is_ascii() {
+            return Entry::new(Plan::unknown(Unknown::Encoding, sql.len()), catalog.generation);
         }
         let short = sql.len() <= limits.statement_bytes;
         let shaped = short && normalize(sql, context.standard_conforming_strings, &mut self.scratch);
@@ -136,18 +144,24 @@ impl Plans {
             ),
             catalog.generation,
         );
-        let half = limits.cache_bytes / 4;
+        // Two layers of two generations.
+        let quarter = limits.cache_bytes / 4;
         let understood = !entry.plan.statements.iter().any(|s| matches!(s.kind, statement::Kind::Unknown(_)));
         if shaped && !entry.plan.literal_dependent && understood && self.scratch != sql {
-            self.shapes.insert(shape_hash, context.number, &self.scratch, &entry, half, &self.hasher);
+            self.shapes.insert((context.number, &self.scratch), &entry, quarter, &self.hasher);
         } else if short {
-            self.exact.insert(hash, context.number, sql, &entry, half, &self.hasher);
+            self.exact.insert((context.number, sql), &entry, quarter, &self.hasher);
         }
         entry
     }
 
+    /// Lookups that found a plan, and those that did not, since the last call.
+    pub(super) fn take_lookups(&mut self) -> [u64; 2] {
+        [std::mem::take(&mut self.hits), std::mem::take(&mut self.misses)]
+    }
+
     /// Entries and bytes, for metrics.
-    pub fn size(&self) -> (usize, usize) {
+    pub(super) fn size(&self) -> (usize, usize) {
         let layers = [&self.exact, &self.shapes];
         (
             layers.iter().map(|l| l.young.len() + l.old.len()).sum(),
@@ -175,9 +189,7 @@ impl Layer {
 
     fn insert(
         &mut self,
-        hash: u64,
-        context: u32,
-        key: &[u8],
+        (context, key): (u32, &[u8]),
         entry: &Rc<Entry>,
         limit: usize,
         hasher: &DefaultHashBuilder,
@@ -187,9 +199,11 @@ impl Layer {
             self.old_bytes = std::mem::take(&mut self.young_bytes);
         }
         self.young_bytes += key.len() + ENTRY;
-        self.young.insert_unique(hash, (context, key.into(), Rc::clone(entry)), |(c, k, _)| {
-            hasher.hash_one((*c, &**k))
-        });
+        self.young.insert_unique(
+            hasher.hash_one((context, key)),
+            (context, key.into(), Rc::clone(entry)),
+            |(c, k, _)| hasher.hash_one((*c, &**k)),
+        );
     }
 }
 

@@ -139,20 +139,19 @@ impl Client {
             // Only what the client takes is read: a slow reader holds back the server, not our memory.
             if self.conn.output.is_empty() {
                 match server.conn.poll_fill(cx, buffers) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(self.server_ended(None))),
-                    Poll::Ready(Err(e)) => return Poll::Ready(Err(self.server_ended(Some(&e)))),
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(server_ended(None))),
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(server_ended(Some(&e)))),
                     Poll::Ready(Ok(_)) => {
                         self.scan(server, flight)?;
-                        if self.pipeline.is_idle() {
-                            return Poll::Ready(Ok(()));
-                        }
                         progress = true;
                     }
-                    Poll::Pending => {
-                        if let Some(e) = write_error {
-                            return Poll::Ready(Err(self.server_ended(Some(&e))));
-                        }
+                    Poll::Pending if write_error.is_some() => {
+                        return Poll::Ready(Err(server_ended(write_error.as_ref())));
                     }
+                    Poll::Pending => {}
+                }
+                if progress && self.pipeline.is_idle() {
+                    return Poll::Ready(Ok(()));
                 }
             }
             progress |= self.poll_client(cx, server, flight)?;
@@ -163,10 +162,6 @@ impl Client {
                 return Poll::Pending;
             }
         }
-    }
-
-    fn server_ended(&self, error: Option<&io::Error>) -> Broken {
-        Broken::Server(error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string))
     }
 
     fn interrupted(&mut self, signal: Signal) -> Result<(), Broken> {
@@ -247,30 +242,26 @@ impl Client {
             let protocol = |what: &str| Broken::Server(format!("it broke the protocol: {what}"));
             let Some((tag, length)) = frame::header(&input[at..]).map_err(|e| protocol(e.0))? else { break };
             let message = Backend::from_tag(tag).ok_or_else(|| protocol(&format!("message type {tag}")))?;
-            if message == Backend::Relayed {
-                if tag == b'D' && self.rewrites_rows(flight) {
-                    if input.len() - at < length {
-                        break;
-                    }
-                    self.rewrite_row(&mut server.conn.input[at + HEADER..at + length], flight);
-                    at += length;
-                    continue;
-                }
+            let rewritten = tag == b'D' && self.rewrites_rows(flight);
+            if message == Backend::Relayed && !rewritten {
                 flight.passing = length;
                 continue;
             }
-            if length > MAX_CONTROL {
+            if length > MAX_CONTROL && !rewritten {
                 return Err(protocol("a control message of more than 64 MiB"));
             }
             if input.len() - at < length {
                 break;
             }
+            if rewritten {
+                self.rewrite_row(&mut server.conn.input[at + HEADER..at + length], flight);
+                at += length;
+                continue;
+            }
             self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
-            let renamed = match message {
-                Backend::Error => self.registry.error_in_clients_words(&server.conn.input[at..at + length]),
-                _ => None,
-            };
+            let error = (message == Backend::Error).then(|| &server.conn.input[at..at + length]);
+            let renamed = error.and_then(|error| self.registry.error_in_clients_words(error));
             let mut lost = Vec::new();
             match (self.pipeline.answered(message, &mut lost), renamed) {
                 (Reaction::Forward, None) => at += length,
@@ -369,9 +360,7 @@ impl Client {
                 let severity = frame::error_field(body, b'V').or_else(|| frame::error_field(body, b'S'));
                 flight.fatal = severity.is_some_and(|s| s == b"FATAL" || s == b"PANIC");
                 if flight.fatal && flight.retryable && !flight.answered {
-                    return Err(Broken::Server(crate::backend::server::error_text(
-                        &server.conn.input[range],
-                    )));
+                    return Err(Broken::Server(frame::error_text(&server.conn.input[range])));
                 }
             }
             Backend::CommandComplete => {
@@ -425,13 +414,12 @@ impl Client {
         let naming = self.naming();
         match flight.awaited.pop_front() {
             Some(Awaited::Prepare { name, statement }) => {
-                let on_server = statement.server_name(&name, naming);
-                server.known.set(&on_server, Some(statement.number));
+                server.known.set(statement.server_name(&name, naming), Some(statement.number));
                 self.registry.set(&name, Some(statement));
             }
             Some(Awaited::Deallocate { name }) => {
                 if let Some(statement) = self.registry.get(&name) {
-                    server.known.remove(&statement.server_name(&name, naming));
+                    server.known.remove(statement.server_name(&name, naming));
                 }
                 self.registry.set(&name, None);
             }
@@ -524,10 +512,14 @@ impl Client {
 
     /// One message more of an open batch: it stays where the batch is.
     fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
-        let survey = self.survey(length)?;
+        let mut survey = self.survey(length)?;
         self.stay_on(server.side, &survey)?;
-        self.translate(length, survey, server, flight)
+        self.translate(length, &mut survey, server, flight)
     }
+}
+
+fn server_ended(error: Option<&io::Error>) -> Broken {
+    Broken::Server(error.map_or_else(|| "it closed the connection".to_owned(), ToString::to_string))
 }
 
 /// What a client may send ahead of its turn before it is no longer read.

@@ -13,7 +13,10 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    runtime::LocalOptions,
+    sync::{mpsc, watch},
+};
 
 use super::{
     global::{Global, Message},
@@ -98,7 +101,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     let global = Arc::new(Global::new(Arc::clone(&live), frontend, Arc::clone(&metrics), tls));
     metrics.config_accepted(&config.hash, &config.policy);
     controls.set(&config);
-    let fingerprints = load_catalog(&global, &controls, None).await;
+    let fingerprints = Box::pin(load_catalog(&global, &controls, None)).await;
 
     let (threads, ended) = start_threads(&global, &config);
     follow_reloads(&global, &client_tls, logs, &controls);
@@ -207,7 +210,7 @@ async fn load_catalog(global: &Global, controls: &Controls, why: Option<&str>) -
         return [None, None];
     };
     let generation = global.catalog.load().generation + 1;
-    match catalog::load::load([&source, &target], generation).await {
+    match Box::pin(catalog::load::load([&source, &target], generation)).await {
         Ok(loaded) => {
             for side in Side::BOTH {
                 let state =
@@ -266,7 +269,7 @@ async fn watch_backends(global: Arc<Global>, controls: Arc<Controls>, mut known:
         // A side that is down keeps what was known of it: its weights fall to the other side by themselves.
         let changed = (0..2).any(|i| now[i].is_some() && now[i] != known[i]);
         if changed {
-            let loaded = load_catalog(&global, &controls, Some("changed")).await;
+            let loaded = Box::pin(load_catalog(&global, &controls, Some("changed"))).await;
             if loaded.iter().any(Option::is_some) {
                 known = loaded;
             }
@@ -289,10 +292,12 @@ fn start_threads(
         let (end, over) = tokio::sync::oneshot::channel();
         let (global, counted) = (Arc::clone(global), Arc::clone(&clients));
         let body = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            // Not a LocalSet: that is a second scheduler inside the first, on the way of every wake-up.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
             let runtime = runtime.expect("a runtime can be made");
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, thread_main(index, global, inbox, counted));
+            runtime.block_on(thread_main(index, global, inbox, counted));
             let _ = end.send(());
         };
         // Deeply nested statements are walked recursively.

@@ -6,10 +6,11 @@ use std::{
     future::poll_fn,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use tokio::sync::oneshot;
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     global::{Global, Message},
     plans::{Entry, PlanLimits, Plans, SearchContext},
     shared::{ClientShared, Running, Signal},
-    stats::{Stats, Traffic},
+    stats::Stats,
 };
 use crate::{
     Side,
@@ -26,7 +27,7 @@ use crate::{
         budget::Permit,
         login,
         pool::{Host, Pool, PoolKey, PoolLimits, Refused},
-        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults, put_terminate},
+        server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults},
     },
     catalog::Catalog,
     config::Config,
@@ -55,14 +56,18 @@ pub(super) struct Shard {
     pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
-    pub(super) traffic: Traffic,
     closing: Cell<usize>,
-    pub(super) stats: RefCell<HashMap<(Rc<str>, Side), Rc<Stats>>>,
+    pub(super) stats: RefCell<StatsByUser>,
+    /// Messages that take the place of a client's while they are written.
+    pub(super) scratch: Cell<BytesMut>,
     interned: RefCell<Interned>,
     current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
     chance: Cell<u64>,
 }
+
+/// Totals of each user on each side.
+type StatsByUser = HashMap<(Rc<str>, Side), Rc<Stats>>;
 
 /// Statements by text and raw parameter types.
 type Interned = HashMap<(Box<[u8]>, Box<[u8]>), Weak<Statement>>;
@@ -81,9 +86,9 @@ impl Shard {
             pools: RefCell::default(),
             clients: RefCell::default(),
             servers: RefCell::default(),
-            traffic: Traffic::default(),
             closing: Cell::new(0),
             stats: RefCell::default(),
+            scratch: Cell::default(),
             interned: RefCell::default(),
             current: RefCell::new(current),
             statements: Cell::new(0),
@@ -135,8 +140,9 @@ impl Shard {
         &self,
         search_path: Option<Vec<String>>,
         standard_strings: bool,
+        ascii_safe: bool,
     ) -> Rc<SearchContext> {
-        self.plans.borrow_mut().context(search_path, standard_strings)
+        self.plans.borrow_mut().context(search_path, standard_strings, ascii_safe)
     }
 
     /// The one statement with this content: clients of this thread share it.
@@ -149,14 +155,7 @@ impl Shard {
         if interned.len() >= MAX_INTERNED {
             interned.retain(|_, statement| statement.strong_count() > 0);
         }
-        let statement = Rc::new(Prepared {
-            number: self.next_statement(),
-            sql: sql.into(),
-            types: types.into(),
-            name_span: None,
-            columns: RefCell::default(),
-            plan: RefCell::new(plan),
-        });
+        let statement = Rc::new(Prepared::new(self.next_statement(), sql, types, RefCell::new(plan)));
         interned.insert(key, Rc::downgrade(&statement));
         statement
     }
@@ -174,7 +173,7 @@ impl Shard {
         pool
     }
 
-    pub(super) fn pool_limits(&self, user: &str, config: &Config) -> PoolLimits {
+    pub(super) fn pool_limits(user: &str, config: &Config) -> PoolLimits {
         let size = config.auth.users.get(user).and_then(|u| u.pool_size).unwrap_or(config.pool.size);
         PoolLimits {
             user: size,
@@ -208,7 +207,11 @@ impl Shard {
                 tracing::warn!(%side, user = %key.user, %error, "could not open a server connection");
                 return Err(match error {
                     login::LoginError::Server(frame) => Refused::Server(frame.into()),
-                    other => unreachable(other.to_string()),
+                    login::LoginError::Io(_)
+                    | login::LoginError::Timeout
+                    | login::LoginError::Tls(_)
+                    | login::LoginError::Protocol(_)
+                    | login::LoginError::Refused(_) => unreachable(error.to_string()),
                 });
             }
         };
@@ -255,6 +258,19 @@ impl Shard {
         Ok(server)
     }
 
+    /// A live connection that is idle, if there is one and nobody waits for it.
+    pub(super) fn take_idle(&self, cx: &mut Context<'_>, pool: &Rc<Pool>) -> Option<Box<Server>> {
+        if self.global.is_paused(pool.key.side) {
+            return None;
+        }
+        loop {
+            let mut server = pool.try_take()?;
+            if server.is_alive(cx, &self.buffers) {
+                return Some(server);
+            }
+        }
+    }
+
     /// A live connection from the pool, within `wait`.
     pub(super) async fn checkout(
         &self,
@@ -265,13 +281,8 @@ impl Shard {
     ) -> Result<Box<Server>, Refused> {
         let side = pool.key.side;
         loop {
-            if !self.global.is_paused(side)
-                && let Some(mut server) = pool.try_take()
-            {
-                if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
-                    return Ok(server);
-                }
-                continue;
+            if let Some(server) = poll_fn(|cx| Poll::Ready(self.take_idle(cx, pool))).await {
+                return Ok(server);
             }
             let began = Instant::now();
             let take = async {
@@ -303,34 +314,30 @@ impl Shard {
     }
 
     /// A connection whose client needs it no longer: to the next client, or closed.
-    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>) {
+    pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>, now: Instant) {
         let lifetime = self.current.borrow().config.timeouts.server_lifetime;
-        let old = lifetime.is_some_and(|d| server.opened.elapsed() >= d) && pool.counts().waiting == 0;
+        let old = lifetime.is_some_and(|d| now - server.opened >= d) && pool.counts().waiting == 0;
         if !server.is_clean() || old || self.is_draining() {
             return self.close(server);
         }
         if server.gate.is_clear() {
-            return pool.put(server);
+            return pool.put(server, now);
         }
         let pool = Rc::clone(pool);
         tokio::task::spawn_local(async move {
             let gate: Rc<CancelGate> = Rc::clone(&server.gate);
             gate.clear().await;
-            pool.put(server);
+            pool.put(server, Instant::now());
         });
     }
 
-    /// Closes a connection politely: the server's log stays clean.
+    /// Closes a connection politely.
     pub(super) fn close(self: &Rc<Self>, mut server: Box<Server>) {
-        if !server.conn.output.is_empty() {
-            return; // in the middle of a message there is no good-bye
-        }
-        let shard = Closing::new(self);
+        let closing = Closing::new(self);
         server.lease = None;
         tokio::task::spawn_local(async move {
-            put_terminate(&mut server.conn.output);
-            let flush = poll_fn(|cx| server.conn.poll_flush(cx, &shard.0.buffers));
-            let _ = tokio::time::timeout(GOODBYE, flush).await;
+            server.close().await;
+            drop(closing);
         });
     }
 
@@ -343,7 +350,7 @@ impl Shard {
                 server.gate.clear().await;
                 server.drain(&shard.0.buffers).await;
             };
-            let _ = tokio::time::timeout(GOODBYE, ended).await;
+            let _ = tokio::time::timeout(CANCELLED, ended).await;
             shard.0.close(server);
         });
     }
@@ -431,9 +438,8 @@ impl Shard {
             for client in self.clients.borrow().values() {
                 client.check_deadline(now);
             }
-            self.traffic.collect(&self.hot.borrow());
             count = count.wrapping_add(1);
-            if count % SWEEPS_PER_LOOK == 0 {
+            if count.is_multiple_of(SWEEPS_PER_LOOK) {
                 let current = self.current();
                 self.sweep_pools(&current.config).await;
             }
@@ -459,10 +465,11 @@ impl Shard {
             Rc::strong_count(pool) > 2 || counts.idle + counts.active + counts.opening + counts.waiting > 0
         });
         let mut plans = self.plans.borrow_mut();
-        self.global.plan_sizes.store(self.index, plans.size());
+        let [hits, misses] = plans.take_lookups();
         let hot = self.hot.borrow();
-        hot.plan_cache_hits.increment(std::mem::take(&mut plans.hits));
-        hot.plan_cache_misses.increment(std::mem::take(&mut plans.misses));
+        hot.plan_cache_hits.increment(hits);
+        hot.plan_cache_misses.increment(misses);
+        self.global.plan_sizes.store(self.index, plans.size());
     }
 
     pub(super) fn lost_server(&self, side: Side, why: &str) {
@@ -494,6 +501,15 @@ impl Shard {
         if let Some(sqlstate) = error {
             hot.error(repository(footprint), side, std::str::from_utf8(sqlstate).unwrap_or("XX000"));
         }
+    }
+
+    /// Bytes received from and sent to a client and a server.
+    pub(super) fn count_bytes(&self, client: [u64; 2], side: Side, server: [u64; 2]) {
+        let hot = self.hot.borrow();
+        hot.client_received.increment(client[0]);
+        hot.client_sent.increment(client[1]);
+        hot.backend_received[side.index()].increment(server[0]);
+        hot.backend_sent[side.index()].increment(server[1]);
     }
 
     pub(super) fn count_transaction(&self, side: Side, committed: bool) {
@@ -603,7 +619,14 @@ fn op(footprint: &Footprint) -> Op {
         Class::Control(_) => Op::Tx,
         _ if footprint.is_write() => Op::Write,
         Class::Read | Class::Introspection | Class::Cursor => Op::Read,
-        _ => Op::Other,
+        Class::Empty
+        | Class::Local
+        | Class::Session
+        | Class::Locking
+        | Class::Utility
+        | Class::Write
+        | Class::Code
+        | Class::Unknown(_) => Op::Other,
     }
 }
 
@@ -621,6 +644,7 @@ impl Current {
 const DEFAULTS: &str = "SELECT pg_catalog.current_setting('search_path'), \
      pg_catalog.current_setting('default_transaction_isolation')";
 const MAX_INTERNED: usize = 20_000;
+/// How long a server that was asked to cancel is waited for before its connection is closed.
+const CANCELLED: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_millis(100);
 const SWEEPS_PER_LOOK: u32 = 10;
-const GOODBYE: Duration = Duration::from_secs(1);

@@ -13,44 +13,42 @@ use crate::{
 
 /// One client, as others see it.
 #[derive(Debug)]
-pub struct ClientShared {
+pub(super) struct ClientShared {
     /// Shown in errors, logs and SHOW CLIENTS.
-    pub id: u64,
+    pub(super) id: u64,
     /// Role name.
-    pub user: Rc<str>,
+    pub(super) user: Rc<str>,
     /// `address:port` or `unix`.
-    pub peer: String,
+    pub(super) peer: String,
     /// From the start-up message.
-    pub application_name: String,
-    /// When it connected.
-    pub since: Instant,
+    pub(super) application_name: String,
     /// Session or transaction pooling.
-    pub mode: PoolMode,
+    pub(super) mode: PoolMode,
     /// Is the connection encrypted?
-    pub tls: bool,
+    pub(super) tls: bool,
     /// Process id it was told.
-    pub process_id: i32,
+    pub(super) process_id: i32,
     /// What it is doing.
-    pub activity: Cell<Activity>,
+    pub(super) activity: Cell<Activity>,
     /// Transaction status as it was told last.
-    pub status: Cell<Status>,
+    pub(super) status: Cell<Status>,
     /// Where its transaction runs.
-    pub side: Cell<Option<Side>>,
+    pub(super) side: Cell<Option<Side>>,
     /// When its transaction began.
-    pub transaction_since: Cell<Option<Instant>>,
+    pub(super) transaction_since: Cell<Option<Instant>>,
     /// Why it keeps its server connection.
-    pub pinned: Cell<Option<Pin>>,
+    pub(super) pinned: Cell<Option<Pin>>,
     /// What a cancel request would cancel.
-    pub running: RefCell<Option<Running>>,
+    pub(super) running: RefCell<Option<Running>>,
     /// What ends unless something happens before.
-    pub deadline: Cell<Option<(Instant, Signal)>>,
+    pub(super) deadline: Cell<Option<(Instant, Signal)>>,
     signal: Cell<Option<Signal>>,
     waker: RefCell<Option<Waker>>,
 }
 
 /// What a client is doing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Activity {
+pub(super) enum Activity {
     /// Nothing: its turn.
     Idle,
     /// Waits for a server connection.
@@ -61,20 +59,20 @@ pub enum Activity {
 
 /// The statement in flight.
 #[derive(Clone, Debug)]
-pub struct Running {
+pub(super) struct Running {
     /// Where.
-    pub side: Side,
+    pub(super) side: Side,
     /// The server's process id.
-    pub process_id: i32,
+    pub(super) process_id: i32,
     /// The server's cancel key.
-    pub key: Rc<[u8]>,
+    pub(super) key: Rc<[u8]>,
     /// Holds the server back until the request is over.
-    pub gate: Rc<CancelGate>,
+    pub(super) gate: Rc<CancelGate>,
 }
 
 /// What a client is told from outside.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Signal {
+pub(super) enum Signal {
     /// KILL on the console.
     Kill,
     /// Shut-down: leave when outside a transaction.
@@ -99,7 +97,7 @@ pub enum Signal {
 
 impl ClientShared {
     /// A client that has just logged in.
-    pub fn new(
+    pub(super) fn new(
         id: u64,
         login: &crate::frontend::startup::Login,
         mode: PoolMode,
@@ -111,7 +109,6 @@ impl ClientShared {
             user: login.user.as_str().into(),
             peer: login.peer.clone(),
             application_name: application_name.map(|(_, v)| v.clone()).unwrap_or_default(),
-            since: Instant::now(),
             mode,
             tls: login.stream.is_tls(),
             process_id,
@@ -128,7 +125,7 @@ impl ClientShared {
     }
 
     /// Tells the client; a stronger signal replaces a weaker one.
-    pub fn tell(&self, signal: Signal) {
+    pub(super) fn tell(&self, signal: Signal) {
         let strong = |s| matches!(s, Signal::Kill | Signal::Stop);
         if !self.signal.get().is_some_and(strong) {
             self.signal.set(Some(signal));
@@ -140,7 +137,7 @@ impl ClientShared {
 
     /// What it was told, if anything. It will be woken in either case: whoever lets a signal stand (a drain inside a
     /// transaction) must hear of the next one.
-    pub fn listen(&self, cx: &Context<'_>) -> Option<Signal> {
+    pub(super) fn listen(&self, cx: &Context<'_>) -> Option<Signal> {
         let mut waker = self.waker.borrow_mut();
         if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
             *waker = Some(cx.waker().clone());
@@ -149,17 +146,17 @@ impl ClientShared {
     }
 
     /// What it was told, if anything, without waiting for more.
-    pub fn told(&self) -> Option<Signal> {
+    pub(super) fn told(&self) -> Option<Signal> {
         self.signal.get()
     }
 
     /// Forgets a signal that was dealt with.
-    pub fn clear_signal(&self) {
+    pub(super) fn clear_signal(&self) {
         self.signal.set(None);
     }
 
     /// The sweeper's look: has the deadline passed?
-    pub fn check_deadline(&self, now: Instant) {
+    pub(super) fn check_deadline(&self, now: Instant) {
         if let Some((at, signal)) = self.deadline.get()
             && now >= at
         {

@@ -2,47 +2,9 @@
 
 use std::{cell::Cell, time::Duration};
 
-use crate::{Side, report::hot::HotHandles};
-
 /// What one data thread counted.
 #[derive(Debug, Default)]
 pub(super) struct Stats(Cell<Totals>);
-
-/// Bytes of one data thread since they were last collected: received and sent.
-#[derive(Debug, Default)]
-pub(super) struct Traffic {
-    clients: Cell<[u64; 2]>,
-    backends: [Cell<[u64; 2]>; 2],
-}
-
-impl Traffic {
-    /// Bytes from and to clients.
-    pub(super) fn client(&self, bytes: [u64; 2]) {
-        add(&self.clients, bytes);
-    }
-
-    /// Bytes from and to a backend.
-    pub(super) fn backend(&self, side: Side, bytes: [u64; 2]) {
-        add(&self.backends[side.index()], bytes);
-    }
-
-    /// What was counted, to the metrics.
-    pub(super) fn collect(&self, hot: &HotHandles) {
-        let [received, sent] = self.clients.take();
-        hot.client_received.increment(received);
-        hot.client_sent.increment(sent);
-        for side in 0..2 {
-            let [received, sent] = self.backends[side].take();
-            hot.backend_received[side].increment(received);
-            hot.backend_sent[side].increment(sent);
-        }
-    }
-}
-
-fn add(cell: &Cell<[u64; 2]>, [received, sent]: [u64; 2]) {
-    let [r, s] = cell.get();
-    cell.set([r + received, s + sent]);
-}
 
 /// The numbers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,20 +33,14 @@ impl Stats {
         self.0.set(totals);
     }
 
-    /// One unit was answered.
-    pub(super) fn query(&self, took: Duration, failed: bool) {
+    /// One unit was answered; `bytes` were received from the server and sent to it.
+    pub(super) fn query(&self, took: Duration, failed: bool, bytes: [u64; 2]) {
         self.change(|t| {
             t.queries += 1;
             t.errors += u64::from(failed);
             t.query_time += took;
-        });
-    }
-
-    /// So many bytes were received from the server and sent to it.
-    pub(super) fn bytes(&self, [received, sent]: [u64; 2]) {
-        self.change(|t| {
-            t.received_bytes += received;
-            t.sent_bytes += sent;
+            t.received_bytes += bytes[0];
+            t.sent_bytes += bytes[1];
         });
     }
 
@@ -96,7 +52,7 @@ impl Stats {
         });
     }
 
-    /// A client got a server connection (or gave up) after this long.
+    /// A client got a server connection after this long.
     pub(super) fn wait(&self, took: Duration) {
         self.change(|t| {
             t.waits += 1;
@@ -131,6 +87,12 @@ impl Totals {
     }
 }
 
+/// A count as a number that is shown: exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "counts for display; exact far beyond what is counted here")]
+pub(super) fn approximate(count: u64) -> f64 {
+    count as f64
+}
+
 fn average_ms(total: Duration, count: u64) -> f64 {
-    if count == 0 { 0.0 } else { total.as_secs_f64() * 1e3 / count as f64 }
+    if count == 0 { 0.0 } else { total.as_secs_f64() * 1e3 / approximate(count) }
 }

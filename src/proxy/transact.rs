@@ -5,7 +5,7 @@ use std::{
     io,
     rc::Rc,
     task::{Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -77,15 +77,15 @@ impl Client {
         };
         match self.choose(&survey, unit) {
             Ok((mut choice, moves)) => {
-                if moves && let Err(error) = self.move_to(choice.side).await {
+                if moves && let Err(error) = Box::pin(self.move_to(choice.side)).await {
                     let Some(lead) = choice.fallback.take().filter(|_| error.sqlstate == UNREACHABLE) else {
-                        return self.refuse(&error, unit).await;
+                        return Box::pin(self.refuse(&error, unit)).await;
                     };
                     choice.fall_to(lead, &self.shard);
                 }
                 self.run_on(choice, unit, survey).await
             }
-            Err(error) => self.refuse(&error, unit).await,
+            Err(error) => Box::pin(self.refuse(&error, unit)).await,
         }
     }
 
@@ -98,6 +98,7 @@ impl Client {
                 survey.text = Some(String::from_utf8_lossy(text).into_owned());
             }
             survey.executed.push(self.resolve(&entry));
+            survey.query = Some(entry);
         }
         survey
     }
@@ -126,8 +127,10 @@ impl Client {
         }
         let policy = &self.current.config.policy;
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
-        let state =
-            TransactionState { holds: survey.portal || footprint.opens_cursor, ..self.state(complete) };
+        let state = TransactionState {
+            holds: survey.portal || footprint.opens_cursor || !complete,
+            ..self.state(complete)
+        };
         let (side, reason, moves) = match route::decide(&footprint, policy, &state, self.txn.ticket) {
             Decision::Run(side, reason) => (side, reason, false),
             Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),
@@ -221,29 +224,27 @@ impl Client {
                 Flight { retryable: choice.fallback.is_some(), aside: choice.aside, ..Flight::default() };
             let mut server = match self.checkout(choice.side).await {
                 Ok(server) => server,
-                Err(refused) => match self.fall_back(&mut choice, &refused) {
-                    true => continue,
-                    false => return self.not_served(choice.side, refused, unit).await,
-                },
+                Err(refused) if self.fall_back(&mut choice, &refused) => continue,
+                Err(refused) => return Box::pin(self.not_served(choice.side, refused, unit)).await,
             };
-            let broken = match self.send(unit, length, survey, &mut server, &mut flight).await {
-                Ok(sent) => {
-                    survey = sent;
-                    self.exchange(&mut server, &mut flight).await.err()
-                }
+            let broken = match self.send(unit, length, &mut survey, &mut server, &mut flight).await {
+                Ok(()) => self.exchange(&mut server, &mut flight).await.err(),
                 Err(SendError::End(end)) => return Err(end),
-                Err(SendError::Server(why)) => {
-                    survey = Survey::default();
-                    Some(Broken::Server(why))
-                }
+                Err(SendError::Server(why)) => Some(Broken::Server(why)),
             };
             match broken {
                 None => {
-                    self.observe(&choice, &flight, began, &mut server);
-                    if choice.aside {
-                        return self.return_from_aside(server, &flight).await;
+                    let now = Instant::now();
+                    let traffic =
+                        [&mut self.conn, &mut server.conn].map(|conn| std::mem::take(&mut conn.traffic));
+                    self.observe(&choice, &flight, (now, now - began), traffic);
+                    if self.txn.status == Status::Idle {
+                        server.info.transactions.set(server.info.transactions.get() + 1);
                     }
-                    return self.finish(server, &flight, &survey, choice.footprint.as_deref(), began).await;
+                    if choice.aside {
+                        return Box::pin(self.return_from_aside(server, &flight)).await;
+                    }
+                    return self.finish(server, &flight, &survey, choice.footprint.as_deref(), now).await;
                 }
                 Some(Broken::Client(end)) => {
                     self.running(&server);
@@ -251,7 +252,6 @@ impl Client {
                     return Err(end);
                 }
                 Some(Broken::Server(why)) => {
-                    self.count_traffic(&mut server);
                     drop(server);
                     self.pipeline.reset();
                     self.registry.undo(usize::MAX);
@@ -293,7 +293,7 @@ impl Client {
                     return Err(End::ServerSaid);
                 }
                 ClientError::error("08006", format!("the {side} refused the connection"))
-                    .detail(crate::backend::server::error_text(&frame))
+                    .detail(frame::error_text(&frame))
             }
             Refused::Unreachable(why) => {
                 ClientError::error("08006", format!("could not open a {side} connection: {why}"))
@@ -319,26 +319,66 @@ impl Client {
 
     /// The connection that runs this client's statements on `side`, with the client's settings.
     async fn checkout(&mut self, side: Side) -> Result<Box<Server>, Refused> {
-        let shard = Rc::clone(&self.shard);
-        let wait = self.current.config.timeouts.query_wait;
         let held = self.servers[side.index()].is_some();
-        if held && self.txn.status == Status::Idle && shard.global.is_paused(side) {
-            self.shared.activity.set(Activity::Waiting);
-            let resumed = shard.until_resumed(side, wait, &self.shared);
-            let resumed = unless_gone(resumed, &mut self.conn, &shard).await;
-            self.shared.activity.set(Activity::Active);
-            resumed?;
+        if held && self.txn.status == Status::Idle && self.shard.global.is_paused(side) {
+            Box::pin(self.until_resumed(side)).await?;
         }
-        let mut server = match self.servers[side.index()].take() {
-            Some(server) => server,
-            None => {
-                self.shared.activity.set(Activity::Waiting);
-                let limits = shard.pool_limits(&self.shared.user, &self.current.config);
-                let taken = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared);
-                let server = unless_gone(taken, &mut self.conn, &shard).await;
-                self.shared.activity.set(Activity::Active);
-                server?
+        let found = match self.servers[side.index()].take() {
+            Some(server) => Some(server),
+            None => poll_fn(|cx| Poll::Ready(self.shard.take_idle(cx, &self.pools[side.index()]))).await,
+        };
+        // Boxed, as all that is rare: the future of a client that waits for its next statement stays small.
+        let Some(mut server) = found else { return Box::pin(self.prepare_server(side, None)).await };
+        if self.adopt(&mut server) {
+            return Ok(server);
+        }
+        Box::pin(self.prepare_server(side, Some(server))).await
+    }
+
+    /// Holds a session back while the side of its next transaction is paused.
+    async fn until_resumed(&mut self, side: Side) -> Result<(), Refused> {
+        let shard = Rc::clone(&self.shard);
+        self.shared.activity.set(Activity::Waiting);
+        let wait = self.current.config.timeouts.query_wait;
+        let resumed = shard.until_resumed(side, wait, &self.shared);
+        let resumed = unless_gone(resumed, &mut self.conn, &shard).await;
+        self.shared.activity.set(Activity::Active);
+        resumed
+    }
+
+    /// Takes over a connection on which nothing has to be done first; `false` when something has.
+    fn adopt(&self, server: &mut Server) -> bool {
+        let stranger = server.last_client != self.id();
+        let same = || {
+            if !self.unread.is_empty() {
+                return server.side == self.set_side; // where they were set; elsewhere they must be read first
             }
+            Rc::ptr_eq(&server.settings, &self.settings) || server.settings == self.settings
+        };
+        if stranger && server.tainted || server.status == Status::Idle && !same() {
+            return false;
+        }
+        server.last_client = self.id();
+        server.info.client.set(self.id());
+        true
+    }
+
+    async fn prepare_server(
+        &mut self,
+        side: Side,
+        found: Option<Box<Server>>,
+    ) -> Result<Box<Server>, Refused> {
+        let shard = Rc::clone(&self.shard);
+        let mut server = if let Some(server) = found {
+            server
+        } else {
+            self.shared.activity.set(Activity::Waiting);
+            let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
+            let wait = self.current.config.timeouts.query_wait;
+            let taken = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared);
+            let server = unless_gone(taken, &mut self.conn, &shard).await;
+            self.shared.activity.set(Activity::Active);
+            server?
         };
         let io = |e: QueryError| Refused::Unreachable(e.to_string().into());
         if server.last_client != self.id() {
@@ -411,7 +451,10 @@ impl Client {
             Some(role) => role,
             None => get("session_authorization").unwrap_or(&self.shared.user),
         };
-        self.context = self.shard.context(settings::search_path(path, user), strings);
+        let reported = parameters.iter().find(|(n, _)| n == "client_encoding").map(|(_, v)| v.as_str());
+        let encoding = get("client_encoding").or(reported).unwrap_or_default().to_ascii_uppercase();
+        let ascii_safe = !UNSAFE_ENCODINGS.contains(&encoding.as_str());
+        self.context = self.shard.context(settings::search_path(path, user), strings, ascii_safe);
         let isolation = get("default_transaction_isolation").unwrap_or(&defaults.isolation);
         self.read_committed = matches!(isolation, "read committed" | "read uncommitted");
     }
@@ -421,76 +464,71 @@ impl Client {
         &mut self,
         unit: Unit,
         length: usize,
-        survey: Survey,
+        survey: &mut Survey,
         server: &mut Server,
         flight: &mut Flight,
-    ) -> Result<Survey, SendError> {
+    ) -> Result<(), SendError> {
         let shard = Rc::clone(&self.shard);
         match unit {
             Unit::Simple { function, .. } => {
                 self.pipeline.sent(if function { Expect::Function } else { Expect::Query });
                 self.registry.drop_unnamed();
                 server.known.remove(b"");
-                if !function && self.send_named(length, server, flight).await? {
-                    return Ok(survey);
+                if let Some(entry) = &survey.query
+                    && entry.plan.statements.iter().any(names_statement)
+                {
+                    let sent = self.send_named(Rc::clone(entry), length, server, flight);
+                    if Box::pin(sent).await? {
+                        return Ok(());
+                    }
                 }
                 shift(&mut self.conn.input, length, &mut server.conn.output, &shard.buffers);
-                Ok(survey)
+                Ok(())
             }
-            Unit::Extended { .. } => {
-                let (executed, text) = (survey.executed.clone(), survey.text.clone());
-                self.translate(length, survey, server, flight).map_err(SendError::End)?;
-                Ok(Survey { executed, text, ..Survey::default() })
-            }
+            Unit::Extended { .. } => self.translate(length, survey, server, flight).map_err(SendError::End),
         }
     }
 
     /// Simple queries that name prepared statements. `true` when the query was rewritten and sent.
     async fn send_named(
         &mut self,
+        entry: Rc<Entry>,
         length: usize,
         server: &mut Server,
         flight: &mut Flight,
     ) -> Result<bool, SendError> {
-        let shard = Rc::clone(&self.shard);
         let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) else { return Ok(false) };
-        let entry = shard.plan(text, &self.context, &self.current);
-        if !entry.plan.statements.iter().any(names_statement) {
-            return Ok(false);
-        }
         let text = text.to_vec();
         let [only] = &entry.plan.statements[..] else {
             self.make_all_known(server).await?;
             self.await_tags(&entry.plan, None, flight);
             return Ok(false);
         };
-        let name = match &only.kind {
-            Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => name.clone().into_bytes(),
-            Kind::Prepare { name, .. } => {
-                self.await_tags(&entry.plan, Some(&text), flight);
-                let taken = self.registry.get(name.as_bytes()).is_some();
-                let new = match flight.awaited.front() {
-                    Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
-                        statement.server_name(name, self.naming()).into_owned()
-                    }
-                    _ => {
-                        self.make_known(name.as_bytes(), server).await?;
-                        self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
-                            s.server_name(name.as_bytes(), self.naming()).into_owned()
-                        })
-                    }
-                };
-                return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
-            }
-            _ => {
-                self.await_tags(&entry.plan, Some(&text), flight);
-                return Ok(false);
-            }
+        if let Kind::Prepare { name, .. } = &only.kind {
+            self.await_tags(&entry.plan, Some(&text), flight);
+            let taken = self.registry.get(name.as_bytes()).is_some();
+            let new = match flight.awaited.front() {
+                Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
+                    statement.server_name(name, self.naming()).to_vec()
+                }
+                _ => {
+                    self.make_known(name.as_bytes(), server).await?;
+                    self.registry.get(name.as_bytes()).map_or(name.clone().into_bytes(), |s| {
+                        s.server_name(name.as_bytes(), self.naming()).to_vec()
+                    })
+                }
+            };
+            return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
+        }
+        let (Kind::Execute { name } | Kind::Deallocate { name: Some(name) }) = &only.kind else {
+            self.await_tags(&entry.plan, Some(&text), flight);
+            return Ok(false);
         };
+        let name = name.clone().into_bytes();
         self.make_known(&name, server).await?;
         self.await_tags(&entry.plan, Some(&text), flight);
         let Some(statement) = self.registry.get(&name) else { return Ok(false) };
-        let new = statement.server_name(&name, self.naming()).into_owned();
+        let new = statement.server_name(&name, self.naming()).to_vec();
         Ok(self.send_renamed(&text, &name, &new, length, server))
     }
 
@@ -563,7 +601,8 @@ impl Client {
         let timeouts = &self.current.config.timeouts;
         let query = timeouts.query.map(|limit| (Instant::now() + limit, Signal::Query));
         let since = self.shared.transaction_since.get();
-        let whole = since.zip(timeouts.transaction).map(|(since, limit)| (since + limit, Signal::Transaction));
+        let whole =
+            since.zip(timeouts.transaction).map(|(since, limit)| (since + limit, Signal::Transaction));
         let first = [query, whole].into_iter().flatten().min_by_key(|(at, _)| *at);
         self.shared.deadline.set(first);
         let result = poll_fn(|cx| self.poll_exchange(cx, server, flight)).await;
@@ -582,6 +621,19 @@ impl Client {
         });
     }
 
+    /// What SET has changed in the block so far, with its values there.
+    async fn settings_of_block(&mut self) -> Result<Vec<(String, String)>, QueryError> {
+        let here = self.txn.side.filter(|&side| side == self.set_side && !self.unread.is_empty());
+        let Some(server) = here.and_then(|side| self.servers[side.index()].as_mut()) else {
+            return Ok(Vec::new());
+        };
+        let mut names = self.unread.clone();
+        names.sort();
+        let rows = server.query(&settings::readback(&names), &self.shard.buffers).await?;
+        let values = rows.into_iter().next().unwrap_or_default();
+        Ok(names.into_iter().zip(values).filter_map(|(n, v)| v.map(|v| (n, v))).collect())
+    }
+
     /// Takes the transaction block to `side`: its prologue is repeated there, then it is rolled back where it was.
     async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
         let shard = Rc::clone(&self.shard);
@@ -591,13 +643,22 @@ impl Client {
             )
         };
         let refused = |r: Refused| match r {
-            Refused::Server(frame) => failed(crate::backend::server::error_text(&frame)),
+            Refused::Server(frame) => failed(frame::error_text(&frame)),
             Refused::Unreachable(why) => failed(why.to_string()),
             Refused::Timeout => failed("no server connection became free in time".to_owned()),
             Refused::Cancelled => ClientError::error("57014", "canceling statement due to user request"),
         };
+        let taken_along = match self.settings_of_block().await {
+            Ok(settings) => settings,
+            Err(e) => return Err(failed(e.to_string())),
+        };
         let mut server = self.checkout(side).await.map_err(refused)?;
-        let replayed = server.query(&self.txn.prologue.join(";\n"), &shard.buffers).await;
+        let mut prologue = self.txn.prologue.join(";\n");
+        if let Some(set) = settings::transition(&[], &taken_along) {
+            prologue = format!("{prologue};\n{set}");
+            self.set_side = side;
+        }
+        let replayed = server.query(&prologue, &shard.buffers).await;
         if let Err(e) = replayed {
             shard.close(server);
             return Err(failed(e.to_string()));
@@ -606,7 +667,7 @@ impl Client {
         if let Some(mut old) = self.servers[side.other().index()].take() {
             match old.query("ROLLBACK", &shard.buffers).await {
                 Ok(_) if self.keeps_servers() => self.servers[side.other().index()] = Some(old),
-                Ok(_) => shard.give_back(&self.pools[side.other().index()], old),
+                Ok(_) => shard.give_back(&self.pools[side.other().index()], old, Instant::now()),
                 Err(e) => {
                     shard.lost_server(side.other(), &e.to_string());
                     if self.keeps_servers() && side == Side::Target {
@@ -627,12 +688,12 @@ impl Client {
         flight: &Flight,
         survey: &Survey,
         footprint: Option<&Footprint>,
-        began: Instant,
+        now: Instant,
     ) -> Result<(), End> {
         self.registry.settle();
         server.known.settle();
         if footprint.is_some_and(Footprint::is_write) {
-            self.wrote_at = Some(Instant::now());
+            self.wrote_at = Some(now);
             self.wrote_side = Some(server.side);
         }
         self.note_effects(survey, &mut server);
@@ -640,23 +701,20 @@ impl Client {
             if self.txn.side.is_some() || footprint.is_some() {
                 self.shard.count_transaction(server.side, flight.sqlstate.is_none() && !flight.rolled_back);
             }
-            let since = self.shared.transaction_since.get().unwrap_or(began);
-            self.stats[server.side.index()].transaction(since.elapsed());
-            server.info.transactions.set(server.info.transactions.get() + 1);
             self.txn.ended();
             self.portals.clear();
             self.shared.transaction_since.set(None);
             self.shared.side.set(None);
         } else {
-            self.note_block(survey, footprint, server.side);
+            self.note_block(survey, footprint, server.side, now);
         }
         self.shared.status.set(self.txn.status);
         let idle = self.txn.status == Status::Idle;
         let readable = self.txn.status != Status::Failed;
         let read = if readable && !idle && self.context_moved {
-            self.read_context(&mut server).await
+            Box::pin(self.read_context(&mut server)).await
         } else if idle && !self.unread.is_empty() && (!self.keeps_servers() || self.names_moved()) {
-            self.read_settings(&mut server).await
+            Box::pin(self.read_settings(&mut server)).await
         } else {
             if idle && self.context_local {
                 self.refresh_context(&server);
@@ -669,7 +727,7 @@ impl Client {
             return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
         }
         if idle && !self.keeps_servers() {
-            self.shard.give_back(&self.pools[server.side.index()], server);
+            self.shard.give_back(&self.pools[server.side.index()], server, now);
         } else {
             let side = server.side;
             self.servers[side.index()] = Some(server);
@@ -688,7 +746,7 @@ impl Client {
         if self.keeps_servers() {
             self.servers[side.index()] = Some(server);
         } else {
-            self.shard.give_back(&self.pools[side.index()], server);
+            self.shard.give_back(&self.pools[side.index()], server, Instant::now());
         }
         Ok(())
     }
@@ -765,9 +823,9 @@ impl Client {
     }
 
     /// The block goes on: what must be repeated if it moves, and what it has done.
-    fn note_block(&mut self, survey: &Survey, footprint: Option<&Footprint>, side: Side) {
+    fn note_block(&mut self, survey: &Survey, footprint: Option<&Footprint>, side: Side, now: Instant) {
         if self.shared.transaction_since.get().is_none() {
-            self.shared.transaction_since.set(Some(Instant::now()));
+            self.shared.transaction_since.set(Some(now));
         }
         self.txn.side = Some(side);
         self.shared.side.set(Some(side));
@@ -781,11 +839,9 @@ impl Client {
             self.txn.read |= footprint.reads;
             self.txn.fixed |= footprint.opens_cursor;
         }
-        let statements: Vec<_> = survey.executed.iter().flat_map(|e| &e.plan.statements).collect();
-        if statements.len() > 1 {
-            self.txn.fixed = true;
-        }
-        for statement in statements {
+        let statements = || survey.executed.iter().flat_map(|e| &e.plan.statements);
+        self.txn.fixed |= statements().nth(1).is_some();
+        for statement in statements() {
             match &statement.kind {
                 Kind::Transaction(Control::Begin { read_only, isolation }) => {
                     self.txn.read_only = *read_only;
@@ -800,14 +856,11 @@ impl Client {
                 }
                 Kind::Transaction(_) => self.note_prologue(survey),
                 Kind::Local => {
-                    for effect in &statement.effects {
-                        if let Effect::LocalSetting { name, value } = effect {
-                            self.note_mode(name, value.as_deref());
-                        }
-                    }
+                    statement.effects.iter().for_each(|effect| self.note_mode(effect));
                     self.note_prologue(survey);
                 }
-                // Not repeated if the block moved, so it must not move.
+                // Settings are taken along when the block moves; of the rest nothing is known.
+                Kind::Session if only_settings(statement) => {}
                 Kind::Session | Kind::Utility | Kind::Unknown(_) => self.txn.work = Work::Written,
                 Kind::Empty
                 | Kind::Read
@@ -828,8 +881,9 @@ impl Client {
         }
     }
 
-    fn note_mode(&mut self, name: &str, value: Option<&str>) {
-        match (name, value) {
+    fn note_mode(&mut self, effect: &Effect) {
+        let Effect::LocalSetting { name, value } = effect else { return };
+        match (name.as_str(), value.as_deref()) {
             ("transaction_isolation", Some("read committed" | "read uncommitted")) => {
                 self.txn.isolation = Some(Isolation::ReadCommitted);
             }
@@ -871,21 +925,22 @@ impl Client {
         Ok(())
     }
 
-    fn observe(&mut self, choice: &Choice, flight: &Flight, began: Instant, server: &mut Server) {
-        let took = began.elapsed();
+    fn observe(
+        &self,
+        choice: &Choice,
+        flight: &Flight,
+        (now, took): (Instant, Duration),
+        [client, server]: [[u64; 2]; 2],
+    ) {
+        let stats = &self.stats[choice.side.index()];
+        stats.query(took, flight.sqlstate.is_some(), server);
+        self.shard.count_bytes(client, choice.side, server);
+        if self.txn.status == Status::Idle {
+            stats.transaction(self.shared.transaction_since.get().map_or(took, |since| now - since));
+        }
         if let Some(footprint) = &choice.footprint {
             self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
         }
-        self.stats[choice.side.index()].query(took, flight.sqlstate.is_some());
-        self.count_traffic(server);
-    }
-
-    /// Bytes since the last look.
-    pub(super) fn count_traffic(&mut self, server: &mut Server) {
-        let bytes = std::mem::take(&mut server.conn.traffic);
-        self.stats[server.side.index()].bytes(bytes);
-        self.shard.traffic.backend(server.side, bytes);
-        self.shard.traffic.client(std::mem::take(&mut self.conn.traffic));
     }
 }
 
@@ -935,8 +990,18 @@ fn reads_catalog(survey: &Survey) -> bool {
     !entries.is_empty() && entries.iter().flat_map(|e| &e.plan.statements).all(catalog)
 }
 
-/// Settings that change what names mean.
-const CONTEXT: [&str; 4] = ["search_path", "standard_conforming_strings", "role", "session_authorization"];
+/// Does it leave nothing but settings behind?
+fn only_settings(statement: &crate::statement::Statement) -> bool {
+    let setting = |e: &Effect| matches!(e, Effect::Setting(_) | Effect::LocalSetting { .. });
+    !statement.effects.is_empty() && statement.effects.iter().all(setting)
+}
+
+/// Settings that change how a text is read and what names mean.
+const CONTEXT: [&str; 5] =
+    ["search_path", "standard_conforming_strings", "client_encoding", "role", "session_authorization"];
+
+/// Client encodings in which the second byte of a letter may be ASCII (manual, 24.3: not allowed as a server encoding).
+const UNSAFE_ENCODINGS: [&str; 7] = ["BIG5", "GB18030", "GBK", "JOHAB", "SJIS", "SHIFT_JIS_2004", "UHC"];
 
 /// Must the text be kept, to be repeated where the transaction moves to?
 fn is_prologue(entry: &Rc<Entry>) -> bool {
@@ -945,9 +1010,7 @@ fn is_prologue(entry: &Rc<Entry>) -> bool {
 
 fn names_statement(statement: &crate::statement::Statement) -> bool {
     let discards = || statement.effects.contains(&Effect::DiscardAll);
-    match statement.kind {
-        Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. } => true,
-        Kind::Session => discards(),
-        _ => false,
-    }
+    let names =
+        matches!(statement.kind, Kind::Prepare { .. } | Kind::Execute { .. } | Kind::Deallocate { .. });
+    names || statement.kind == Kind::Session && discards()
 }

@@ -143,6 +143,11 @@ impl Footprint {
         }
         self.introspects |= statement.introspects;
         self.side_effects |= statement.hazards.contains(Hazards::SIDE_EFFECT);
+        // What the session keeps from then on belongs where the session lives.
+        let keeps = |e: &Effect| {
+            matches!(e, Effect::Pin(Pin::Listen | Pin::AdvisoryLock | Pin::Load | Pin::TempTable))
+        };
+        self.side_effects |= statement.effects.iter().any(keeps);
         self.opens_cursor |= matches!(statement.kind, Kind::Declare { .. });
         let session = matches!(statement.kind, Kind::Session);
         let drew = statement.effects.contains(&Effect::Pin(Pin::SessionState));

@@ -436,8 +436,10 @@ proptest! {
             Some(here) if moved => {
                 prop_assert!(here != side && block.work < Work::Written);
                 let snapshot = !matches!(block.isolation, None | Some(Isolation::ReadCommitted));
-                prop_assert!(block.work == Work::Prologue || !snapshot, "left a snapshot");
-                prop_assert!(!block.pinned || block.work == Work::Prologue);
+                let refused = block.read_only == Some(true) && footprint.is_write();
+                prop_assert!(refused || block.work == Work::Prologue || !snapshot, "left a snapshot");
+
+                prop_assert!(refused || !block.pinned || block.work == Work::Prologue);
             }
             Some(here) => prop_assert_eq!(here, side),
             None => prop_assert!(!moved),

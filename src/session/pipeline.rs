@@ -91,8 +91,24 @@ impl Pipeline {
             }
             Expect::Query | Expect::Function if self.skipping => return,
             Expect::Query | Expect::Function => {}
-            _ if self.skipping => return,
-            _ => self.open = true,
+            Expect::Parse
+            | Expect::HiddenParse
+            | Expect::Bind
+            | Expect::Describe
+            | Expect::Execute
+            | Expect::Close
+            | Expect::ClosePortal
+            | Expect::HiddenClose
+            | Expect::HiddenBind
+            | Expect::HiddenExecute
+            | Expect::HiddenDescribe
+            | Expect::OwnParseComplete
+            | Expect::OwnCloseComplete => {
+                if self.skipping {
+                    return;
+                }
+                self.open = true;
+            }
         }
         self.queue.push_back(expect);
     }
@@ -124,10 +140,13 @@ impl Pipeline {
 
     /// The answer of ours that is due now, taken from the queue.
     pub fn own_answer(&mut self) -> Option<&'static [u8]> {
-        let answer: &[u8] = match self.queue.front()? {
-            Expect::OwnParseComplete => b"1\0\0\0\x04",
-            Expect::OwnCloseComplete => b"3\0\0\0\x04",
-            _ => return None,
+        let front = self.queue.front()?;
+        let answer: &[u8] = if *front == Expect::OwnParseComplete {
+            b"1\0\0\0\x04"
+        } else if *front == Expect::OwnCloseComplete {
+            b"3\0\0\0\x04"
+        } else {
+            return None;
         };
         self.queue.pop_front();
         Some(answer)
@@ -153,7 +172,7 @@ impl Pipeline {
         );
         match message {
             Backend::ParseComplete | Backend::BindComplete | Backend::CloseComplete | Backend::NoData => {
-                self.pop()
+                self.pop();
             }
             Backend::RowDescription => {
                 if matches!(front, Some(Expect::Describe | Expect::HiddenDescribe)) {

@@ -35,14 +35,23 @@ pub struct Prepared<P> {
     pub columns: RefCell<Option<Rc<[u32]>>>,
     /// What executing it does.
     pub plan: P,
+    /// What it is called on servers under [`Naming::Content`].
+    pub content_name: Box<[u8]>,
 }
 
 impl<P> Prepared<P> {
+    /// A statement of the protocol's Parse.
+    pub fn new(number: u64, sql: &[u8], types: &[u8], plan: P) -> Self {
+        let content_name = format!("cf_{number}").into_bytes().into();
+        let columns = RefCell::default();
+        Self { number, sql: sql.into(), types: types.into(), name_span: None, columns, plan, content_name }
+    }
+
     /// What it is called on a server.
-    pub fn server_name<'a>(&self, client_name: &'a [u8], naming: Naming) -> std::borrow::Cow<'a, [u8]> {
+    pub fn server_name<'a>(&'a self, client_name: &'a [u8], naming: Naming) -> &'a [u8] {
         match naming {
-            Naming::Content if !client_name.is_empty() => format!("cf_{}", self.number).into_bytes().into(),
-            Naming::Content | Naming::Client => client_name.into(),
+            Naming::Content if !client_name.is_empty() => &self.content_name,
+            Naming::Content | Naming::Client => client_name,
         }
     }
 
@@ -141,12 +150,15 @@ fn skip_space(sql: &[u8], mut at: usize) -> usize {
     }
 }
 
+/// A name, and what it meant before.
+type Before<P> = (Box<[u8]>, Option<Rc<Prepared<P>>>);
+
 /// What a client's names mean. Changes are undone when the server turns out to have skipped the message.
 #[derive(Debug)]
 pub struct Registry<P> {
     named: HashMap<Box<[u8]>, Rc<Prepared<P>>, BuildHasherDefault<Fnv>>,
     unnamed: Option<Rc<Prepared<P>>>,
-    undo: Vec<(Box<[u8]>, Option<Rc<Prepared<P>>>)>,
+    undo: Vec<Before<P>>,
 }
 
 impl<P> Default for Registry<P> {
@@ -371,19 +383,9 @@ mod tests {
         assert_eq!(renamed(sql, &span, b"cf_1"), b"EXECUTE \"cf_1\"(1)");
     }
 
-    fn statement(number: u64) -> Rc<Prepared<()>> {
-        Rc::new(Prepared {
-            number,
-            sql: Box::default(),
-            types: Box::default(),
-            name_span: None,
-            columns: RefCell::default(),
-            plan: (),
-        })
-    }
-
     #[test]
     fn undo_restores_the_old_meaning() {
+        let statement = |number| Rc::new(Prepared::new(number, b"", b"", ()));
         let mut r = Registry::default();
         r.set(b"a", Some(statement(1)));
         r.settle();
@@ -397,10 +399,16 @@ mod tests {
 
     #[test]
     fn errors_speak_the_clients_language() {
+        let statement = Prepared::new(8, b"", b"", ());
         let mut registry = Registry::default();
-        registry.set(b"st1", Some(statement(8)));
-        let frame = |text: &str| [&b"E"[..], &(text.len() as u32 + 4).to_be_bytes(), text.as_bytes()].concat();
-        let new = registry.error_in_clients_words(&frame("C42P05\0Mprepared statement \"cf_8\" already exists\0\0"));
+        registry.set(b"st1", Some(Rc::new(statement)));
+        let frame = |text: &str| {
+            let mut out = bytes::BytesMut::new();
+            crate::wire::frame::put(&mut out, b'E', |b| b.extend_from_slice(text.as_bytes()));
+            out.to_vec()
+        };
+        let new = registry
+            .error_in_clients_words(&frame("C42P05\0Mprepared statement \"cf_8\" already exists\0\0"));
         assert_eq!(new, Some(frame("C42P05\0Mprepared statement \"st1\" already exists\0\0")));
         assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_9\"\0\0")), None);
         assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_\"\0\0")), None);

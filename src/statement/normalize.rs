@@ -12,7 +12,6 @@ pub fn normalize(sql: &[u8], standard_conforming_strings: bool, out: &mut Vec<u8
             b'\'' => {
                 let escapes = match previous_word(sql, at) {
                     b"e" | b"E" => true,
-                    b"" => !standard_conforming_strings,
                     b"n" | b"N" | b"&" | b"b" | b"B" | b"x" | b"X" => false,
                     _ => !standard_conforming_strings,
                 };

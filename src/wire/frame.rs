@@ -186,9 +186,21 @@ pub fn error_field(body: &[u8], code: u8) -> Option<&[u8]> {
     }
 }
 
+/// SQLSTATE and message of an ErrorResponse frame, for logs and for errors of our own.
+pub fn error_text(frame: &[u8]) -> String {
+    let body = frame.get(HEADER..).unwrap_or_default();
+    let field = |code| String::from_utf8_lossy(error_field(body, code).unwrap_or_default()).into_owned();
+    format!("{} {}", field(b'C'), field(b'M'))
+}
+
 /// Appends a frame whose body `fill` writes.
 pub fn put(out: &mut BytesMut, tag: u8, fill: impl FnOnce(&mut BytesMut)) {
     out.put_u8(tag);
+    put_body(out, fill);
+}
+
+/// Appends a length and what `fill` writes, without a tag: start-up packets.
+pub fn put_body(out: &mut BytesMut, fill: impl FnOnce(&mut BytesMut)) {
     let at = out.len();
     out.put_u32(0);
     fill(out);
@@ -268,7 +280,8 @@ mod tests {
 
     #[test]
     fn headers() {
-        let cases: &[(&[u8], Result<Option<(u8, usize)>, ()>)] = &[
+        type Case = (&'static [u8], Result<Option<(u8, usize)>, ()>);
+        let cases: &[Case] = &[
             (b"", Ok(None)),
             (b"Q\0\0\0", Ok(None)),
             (b"S\0\0\0\x04", Ok(Some((b'S', 5)))),

@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 
+/// OIDs of one side, and what they are on the other.
+pub type Oids = HashMap<u32, u32>;
+
 /// Rewrites a RowDescription body: relation OID and type OID of every column. Stops at what is malformed.
-pub fn row_description(body: &mut [u8], types: &HashMap<u32, u32>, classes: &HashMap<u32, u32>) {
+pub fn row_description(body: &mut [u8], types: &Oids, classes: &Oids) {
     let Some((count, mut rest)) = body.split_first_chunk_mut::<2>() else { return };
     for _ in 0..u16::from_be_bytes(*count) {
         let Some(end) = rest.iter().position(|&b| b == 0) else { return };
@@ -15,7 +18,7 @@ pub fn row_description(body: &mut [u8], types: &HashMap<u32, u32>, classes: &Has
 }
 
 /// Rewrites a ParameterDescription body, or the tail of a Parse: a count and OIDs.
-pub fn list(body: &mut [u8], types: &HashMap<u32, u32>) {
+pub fn list(body: &mut [u8], types: &Oids) {
     let Some((count, rest)) = body.split_first_chunk_mut::<2>() else { return };
     for oid in rest.chunks_exact_mut(4).take(usize::from(u16::from_be_bytes(*count))) {
         replace(oid, types);
@@ -147,7 +150,7 @@ pub fn result_formats(body: &[u8]) -> Option<Vec<u16>> {
     Some(formats.chunks_exact(2).map(|f| u16::from_be_bytes([f[0], f[1]])).collect())
 }
 
-fn replace(oid: &mut [u8], map: &HashMap<u32, u32>) {
+fn replace(oid: &mut [u8], map: &Oids) {
     let Ok(bytes) = <[u8; 4]>::try_from(&*oid) else { return };
     if let Some(new) = map.get(&u32::from_be_bytes(bytes)) {
         oid.copy_from_slice(&new.to_be_bytes());

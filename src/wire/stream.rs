@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -194,19 +194,4 @@ impl Buffered {
             }
         }
     }
-}
-
-/// Appends one message: type, length, and the body that `body` writes.
-pub fn put_message(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
-    out.put_u8(tag);
-    put_body(out, body);
-}
-
-/// Appends a length and the body that `body` writes, without a type: startup packets.
-pub fn put_body(out: &mut BytesMut, body: impl FnOnce(&mut BytesMut)) {
-    let at = out.len();
-    out.put_u32(0);
-    body(out);
-    let length = u32::try_from(out.len() - at).expect("a login message of our own is short");
-    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }

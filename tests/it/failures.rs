@@ -27,7 +27,7 @@ fn start(name: &str, transaction: Option<usize>) -> Proxy {
 /// Ends the sessions of alice in this database.
 fn terminate_alice(name: &str) {
     let sql = format!(
-        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'alice' AND datname = '{name}'"
+        "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = 'alice' AND datname = '{name}'"
     );
     oldest().admin("postgres").run(&sql);
 }

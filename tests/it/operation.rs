@@ -149,7 +149,8 @@ fn ipv6_and_unix_sockets() {
     let mut client = proxy.client("alice");
     assert_eq!(client.run("SELECT inet_server_addr() IS NULL").as_deref(), Some("t"), "source: Unix socket");
     client.run("SELECT count(*) FROM documents");
-    let sql = "SELECT host(client_addr) FROM pg_stat_activity WHERE datname = 'op_sockets' AND usename = 'alice'";
+    let sql =
+        "SELECT host(client_addr) FROM pg_stat_activity WHERE datname = 'op_sockets' AND usename = 'alice'";
     assert_eq!(newest().admin("postgres").run(sql).as_deref(), Some("::1"), "target: IPv6");
     let startup = proxy.login("alice").startup();
     let challenge = |bytes: &[u8]| bytes.starts_with(b"R") && bytes[8] == 10;
@@ -174,7 +175,8 @@ fn overrides() {
     write_private(&bobs, "bob-pw\n");
     write_private(
         &users,
-        &(user("alice", "alice-pw") + &format!("[[user]]\nname = \"bob\"\npassword_file = '{}'\n", bobs.display())),
+        &(user("alice", "alice-pw")
+            + &format!("[[user]]\nname = \"bob\"\npassword_file = '{}'\n", bobs.display())),
     );
     write_private(&secret, "secret\n");
     let mut settings = Settings::new("op_over");
@@ -265,7 +267,11 @@ fn statistics() {
             row[2..].iter().map(|v| v.as_deref().unwrap_or("0").parse().expect("a number")).collect()
         };
         let (source, target) = (of("source"), of("target"));
-        assert_eq!((source[0], source[1], source[2]), (22.0, 24.0, 1.0), "transactions, queries, errors: {source:?}");
+        assert_eq!(
+            (source[0], source[1], source[2]),
+            (22.0, 24.0, 1.0),
+            "transactions, queries, errors: {source:?}"
+        );
         assert_eq!((target[0], target[1], target[2]), (20.0, 20.0, 0.0), "{target:?}");
         assert!(source[3..5].iter().any(|&b| b > 20_000.0), "bytes: {source:?}");
         assert!(target[3] > 200.0 && target[4] > 200.0, "bytes: {target:?}");
@@ -287,7 +293,8 @@ fn tls_to_backends() {
     newest().database("op_tls");
     let hba = source.dir().join("data/pg_hba.conf");
     let rules = std::fs::read_to_string(&hba).expect("readable");
-    let only = "hostssl all postgres all scram-sha-256\nhostssl all all all scram-sha-256 clientcert=verify-ca\n";
+    let only =
+        "hostssl all postgres all scram-sha-256\nhostssl all all all scram-sha-256 clientcert=verify-ca\n";
     let ca = source.dir().join("data/ca.crt");
     std::fs::copy(authority().ca(), &ca).expect("copied");
     std::fs::write(&hba, format!("{only}{rules}")).expect("written");

@@ -75,7 +75,8 @@ fn target_dies_transaction() {
 
 /// A target that hangs: clients of the source do not notice, reads on it end within the timeouts.
 fn target_hangs(name: &str, transaction: bool) {
-    let timeouts = "query = \"1s\"\ncancel_wait = \"500ms\"\nserver_connect = \"1s\"\nserver_login_retry = \"100ms\"";
+    let timeouts =
+        "query = \"1s\"\ncancel_wait = \"500ms\"\nserver_connect = \"1s\"\nserver_login_retry = \"100ms\"";
     let (target, proxy) = labelled(name, transaction, timeouts);
     let (mut reader, mut writer) = (proxy.client("alice"), proxy.client("alice"));
     assert_eq!(reader.run(READ).as_deref(), Some("target"));
@@ -127,9 +128,11 @@ fn server_connections_end_politely() {
     source.database("op_polite");
     newest().database("op_polite");
     let count = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'op_polite' AND usename = 'alice'";
-    for (timeouts, transaction) in
-        [("server_idle = \"300ms\"", true), ("server_lifetime = \"500ms\"", true), ("server_idle = \"300ms\"\nclient_idle = \"300ms\"", false)]
-    {
+    for (timeouts, transaction) in [
+        ("server_idle = \"300ms\"", true),
+        ("server_lifetime = \"500ms\"", true),
+        ("server_idle = \"300ms\"\nclient_idle = \"300ms\"", false),
+    ] {
         let mut settings = Settings::new("op_polite").backends(&source, newest());
         if transaction {
             settings = settings.transaction(3);
@@ -152,6 +155,7 @@ fn server_connections_end_politely() {
         wait_for("all to be closed", || source.admin("postgres").run(count).as_deref() == Some("0"));
     }
     let log = source.log();
-    let rude: Vec<_> = log.lines().filter(|l| l.contains("unexpected EOF") || l.contains("reset by peer")).collect();
+    let rude: Vec<_> =
+        log.lines().filter(|l| l.contains("unexpected EOF") || l.contains("reset by peer")).collect();
     assert!(rude.is_empty(), "{rude:?}");
 }

@@ -27,7 +27,8 @@ fn nobody_starves() {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for (i, count) in counts.iter().enumerate() {
-                let login = proxy.login("alice").parameter("options", if i < 10 { "" } else { "-c work_mem=1MB" });
+                let login =
+                    proxy.login("alice").parameter("options", if i < 10 { "" } else { "-c work_mem=1MB" });
                 let (stop, port) = (&stop, proxy.port);
                 scope.spawn(move || {
                     let mut client = Wire::connect(port, &login).expect("login");
@@ -38,7 +39,9 @@ fn nobody_starves() {
                     }
                 });
             }
-            let fair = holds_within(Duration::from_secs(10), || counts.iter().all(|c| c.load(Ordering::Relaxed) >= 20));
+            let fair = holds_within(Duration::from_secs(10), || {
+                counts.iter().all(|c| c.load(Ordering::Relaxed) >= 20)
+            });
             stop.store(true, Ordering::Relaxed);
             let counts: Vec<usize> = counts.iter().map(|c| c.load(Ordering::Relaxed)).collect();
             assert!(fair, "{size} connections: {counts:?}");
@@ -116,7 +119,10 @@ fn late_cancels_hit_nobody() {
                     });
                     match client.until_ready(1) {
                         Ok(frames) => {
-                            let hit = frames.iter().find(|f| f.kind == b'E').map(crate::support::reply::Frame::sqlstate);
+                            let hit = frames
+                                .iter()
+                                .find(|f| f.kind == b'E')
+                                .map(crate::support::reply::Frame::sqlstate);
                             assert!(hit.as_deref().is_none_or(|code| code == "57014"), "{hit:?}");
                             cancelled.fetch_add(usize::from(hit.is_some()), Ordering::Relaxed);
                         }
