@@ -3,6 +3,7 @@
 mod client;
 mod extended;
 mod global;
+mod host;
 mod login;
 mod operator;
 mod plans;

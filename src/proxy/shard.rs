@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 
 use super::{
     client::Statement,
-    global::{Global, Message},
+    global::Global,
+    host::{Closing, PoolHost, patiently},
     plans::{Entry, PlanLimits, Plans, SearchContext},
     shared::{ClientShared, Running, Signal},
     stats::Stats,
@@ -26,7 +27,7 @@ use crate::{
         self,
         budget::Permit,
         login,
-        pool::{Host, Pool, PoolKey, PoolLimits, Refused},
+        pool::{Pool, PoolKey, PoolLimits, Refused},
         server::{CancelGate, QueryError, Server, ServerInfo, SessionDefaults},
     },
     catalog::Catalog,
@@ -56,7 +57,7 @@ pub(super) struct Shard {
     pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
-    closing: Cell<usize>,
+    pub(super) closing: Cell<usize>,
     pub(super) stats: RefCell<StatsByUser>,
     /// Messages that take the place of a client's while they are written.
     pub(super) scratch: Cell<BytesMut>,
@@ -183,7 +184,7 @@ impl Shard {
     }
 
     /// Opens a server connection.
-    async fn open(self: Rc<Self>, pool: Rc<Pool>, permit: Permit) -> Result<Server, Refused> {
+    pub(super) async fn open(self: Rc<Self>, pool: Rc<Pool>, permit: Permit) -> Result<Server, Refused> {
         let config = Arc::clone(&self.current().config);
         let key = &pool.key;
         let side = key.side;
@@ -405,7 +406,7 @@ impl Shard {
 
     /// Idle connections of this user are offered to those who wait on other threads. Where the backend's budget is used
     /// up by others, the one unused for longest makes room.
-    fn offer(self: &Rc<Self>, side: Side, user: &str, make_room: bool) {
+    pub(super) fn offer(self: &Rc<Self>, side: Side, user: &str, make_room: bool) {
         let pools: Vec<_> = self.pools.borrow().values().filter(|p| p.key.side == side).cloned().collect();
         for pool in pools.iter().filter(|p| *p.key.user == *user) {
             pool.offer();
@@ -519,91 +520,6 @@ impl Shard {
     /// Totals of one user on one side.
     pub(super) fn stats(&self, user: &Rc<str>, side: Side) -> Rc<Stats> {
         Rc::clone(self.stats.borrow_mut().entry((Rc::clone(user), side)).or_default())
-    }
-}
-
-/// Counts a connection that is being closed.
-struct Closing(Rc<Shard>);
-
-impl Closing {
-    fn new(shard: &Rc<Shard>) -> Self {
-        shard.closing.set(shard.closing.get() + 1);
-        Self(Rc::clone(shard))
-    }
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        self.0.closing.set(self.0.closing.get() - 1);
-    }
-}
-
-/// `work`, unless the deadline passes or the client is told something before.
-async fn patiently<T>(
-    work: impl Future<Output = Result<T, Refused>>,
-    deadline: Option<Instant>,
-    client: &ClientShared,
-) -> Result<T, Refused> {
-    let told = poll_fn(|cx| match client.listen(cx) {
-        None | Some(Signal::Drain) => Poll::Pending,
-        Some(_) => Poll::Ready(()),
-    });
-    let deadline = async {
-        match deadline {
-            Some(at) => tokio::time::sleep_until(at.into()).await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        done = work => done,
-        () = told => Err(Refused::Cancelled),
-        () = deadline => Err(Refused::Timeout),
-    }
-}
-
-/// What pools ask of their thread.
-struct PoolHost(Weak<Shard>);
-
-impl Host for PoolHost {
-    fn connect(
-        &self,
-        pool: Rc<Pool>,
-        permit: Permit,
-    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Server, Refused>>>> {
-        let shard = self.0.upgrade();
-        Box::pin(async move {
-            match shard {
-                Some(shard) => shard.open(pool, permit).await,
-                None => Err(Refused::Cancelled),
-            }
-        })
-    }
-
-    fn ask(&self, pool: &Pool) {
-        let Some(shard) = self.0.upgrade() else { return };
-        let (side, limit) = (pool.key.side, shard.current().config.pool.max_server_connections);
-        let make_room = shard.global.budgets.used(side) >= limit;
-        if !make_room && !pool.has_idle_siblings() {
-            return;
-        }
-        for inbox in shard.global.shards() {
-            let user = pool.key.user.to_string();
-            // A full inbox is no loss: whoever waits asks again.
-            let _ = inbox.try_send(Message::Run(Box::new(move |shard| shard.offer(side, &user, make_room))));
-        }
-    }
-
-    fn adopted(&self, info: &Rc<ServerInfo>) {
-        if let Some(shard) = self.0.upgrade() {
-            shard.servers.borrow_mut().push(Rc::downgrade(info));
-        }
-    }
-
-    fn close(&self, server: Box<Server>) {
-        if let Some(shard) = self.0.upgrade() {
-            shard.close(server);
-        }
     }
 }
 

@@ -10,8 +10,9 @@ use crate::support::{
     cluster::{database, oldest},
     frames, holds_within, needs_proxy,
     proxy::Settings,
+    reply::Frame,
     seed, wait_for,
-    wire::{Next, Wire},
+    wire::{Login, Next, Wire},
 };
 
 /// Nobody starves, whichever thread has the connections: also clients with other start-up parameters.
@@ -30,14 +31,7 @@ fn nobody_starves() {
                 let login =
                     proxy.login("alice").parameter("options", if i < 10 { "" } else { "-c work_mem=1MB" });
                 let (stop, port) = (&stop, proxy.port);
-                scope.spawn(move || {
-                    let mut client = Wire::connect(port, &login).expect("login");
-                    let expected = if i < 10 { "4MB" } else { "1MB" };
-                    while !stop.load(Ordering::Relaxed) {
-                        assert_eq!(client.run("SHOW work_mem").as_deref(), Some(expected));
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
+                scope.spawn(move || busy(port, &login, if i < 10 { "4MB" } else { "1MB" }, stop, count));
             }
             let fair = holds_within(Duration::from_secs(10), || {
                 counts.iter().all(|c| c.load(Ordering::Relaxed) >= 20)
@@ -49,6 +43,14 @@ fn nobody_starves() {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'op_fair' AND usename = 'alice'";
         let used = oldest().admin("postgres").run(sql).expect("a count");
         assert!(used.parse::<usize>().expect("a number") <= size, "{used} connections, {size} allowed");
+    }
+}
+
+fn busy(port: u16, login: &Login, expected: &str, stop: &AtomicBool, count: &AtomicUsize) {
+    let mut client = Wire::connect(port, login).expect("login");
+    while !stop.load(Ordering::Relaxed) {
+        assert_eq!(client.run("SHOW work_mem").as_deref(), Some(expected));
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -93,6 +95,20 @@ fn the_dead_do_not_wait() {
     assert_eq!(holder.run("SELECT count(*) FROM users").as_deref(), Some("0"));
 }
 
+/// Runs a short statement and cancels it about when it ends; tells whether it was hit.
+fn cancel_at_random(client: &mut Wire, rng: &mut Rng) -> bool {
+    let (port, (pid, key)) = (client.port, client.key.clone().expect("logged in"));
+    client.send(&frames::query(&format!("SELECT pg_sleep(0.00{})", rng.below(10))));
+    std::thread::sleep(Duration::from_micros(rng.next() % 9_000));
+    let late = std::thread::spawn(move || crate::support::wire::cancel(port, pid, &key));
+    let frames = client.until_ready(1).expect("answered");
+    let hit = frames.iter().find(|f| f.kind == b'E').map(Frame::sqlstate);
+    assert!(hit.as_deref().is_none_or(|code| code == "57014"), "{hit:?}");
+    // The request is over before the next statement of the same client, which it may rightly hit.
+    late.join().expect("sent");
+    hit.is_some()
+}
+
 /// A cancel request reaches what runs for its client and nothing else, however late it comes.
 #[test]
 fn late_cancels_hit_nobody() {
@@ -108,28 +124,9 @@ fn late_cancels_hit_nobody() {
             let mut rng = Rng(seed + i);
             scope.spawn(move || {
                 let mut client = proxy.client("alice");
-                let (pid, key) = client.key.clone().expect("logged in");
                 while Instant::now() < end {
-                    client.send(&frames::query(&format!("SELECT pg_sleep(0.00{})", rng.below(10))));
-                    std::thread::sleep(Duration::from_micros(rng.next() % 9_000));
-                    let port = proxy.port;
-                    let late = std::thread::spawn({
-                        let key = key.clone();
-                        move || crate::support::wire::cancel(port, pid, &key)
-                    });
-                    match client.until_ready(1) {
-                        Ok(frames) => {
-                            let hit = frames
-                                .iter()
-                                .find(|f| f.kind == b'E')
-                                .map(crate::support::reply::Frame::sqlstate);
-                            assert!(hit.as_deref().is_none_or(|code| code == "57014"), "{hit:?}");
-                            cancelled.fetch_add(usize::from(hit.is_some()), Ordering::Relaxed);
-                        }
-                        Err(error) => panic!("{error:?}"),
-                    }
-                    // The request is over before the next statement of the same client, which it may rightly hit.
-                    late.join().expect("sent");
+                    let hit = cancel_at_random(&mut client, &mut rng);
+                    cancelled.fetch_add(usize::from(hit), Ordering::Relaxed);
                 }
             });
         }
