@@ -3,6 +3,7 @@
 pub mod budget;
 pub mod connection;
 pub mod control;
+pub mod line;
 pub mod login;
 pub mod pool;
 pub mod server;

@@ -4,6 +4,7 @@ mod client;
 mod extended;
 mod feed;
 mod global;
+mod host;
 mod leave;
 mod login;
 mod operator;

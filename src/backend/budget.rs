@@ -19,13 +19,20 @@ pub struct Budgets {
     users: Mutex<HashMap<(Side, String), Arc<Share>>>,
 }
 
+/// ParameterStatus values of a new session, in the server's order and spelling, and what it starts with.
+pub type Welcome = (Vec<(String, String)>, super::server::SessionDefaults);
+
 /// The connections of one user on one backend.
 #[derive(Debug, Default)]
 pub struct Share {
     used: AtomicUsize,
     side: Arc<AtomicUsize>,
-    /// Clients of any thread that wait for room.
-    pub wanted: AtomicUsize,
+    /// Clients of any thread that wait for a connection.
+    pub line: super::line::Line,
+    /// Idle connections of all threads.
+    pub idle: AtomicUsize,
+    /// What the last connection with given start-up parameters was told at login, for clients of threads that have none.
+    pub welcomes: Mutex<HashMap<Arc<str>, Welcome>>,
     /// Told when room was made.
     pub room: Notify,
 }

@@ -1,7 +1,7 @@
 //! Server connections of one user, one backend and one set of start-up parameters, within one data thread.
 //!
-//! First come, first served; a connection that cannot be opened fails those who wait at once with the
-//! server's own words.
+//! First come, first served, over all threads ([`super::line`]); a connection that cannot be opened fails those who
+//! wait at once with the server's own words.
 
 use std::{
     cell::{Cell, RefCell},
@@ -9,7 +9,10 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,7 +20,8 @@ use tokio::sync::oneshot;
 
 use super::{
     budget::{Permit, Share},
-    server::{Lease, Server},
+    line::{self, Next, Place},
+    server::{Lease, Server, ServerInfo, Travelling},
 };
 use crate::{Side, frontend::startup::Credentials, wire::conn::Buffers};
 
@@ -49,8 +53,21 @@ pub enum Refused {
     Cancelled,
 }
 
-/// Opens one connection.
-pub type Connect = Rc<dyn Fn(Rc<Pool>, Permit) -> Pin<Box<dyn Future<Output = Result<Server, Refused>>>>>;
+/// What a pool needs of its data thread.
+pub trait Host {
+    /// Opens one connection.
+    fn connect(
+        &self,
+        pool: Rc<Pool>,
+        permit: Permit,
+    ) -> Pin<Box<dyn Future<Output = Result<Server, Refused>>>>;
+    /// Clients wait here without room, and other pools have idle connections: they are to be offered.
+    fn ask(&self, pool: &Pool);
+    /// A connection came from another thread.
+    fn adopted(&self, info: &Rc<ServerInfo>);
+    /// Closes a connection, politely.
+    fn close(&self, server: Box<Server>);
+}
 
 /// Limits of a pool, read from the configuration at each use.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +94,12 @@ pub struct Pool {
     /// What a new session here starts with.
     pub defaults: RefCell<Rc<super::server::SessionDefaults>>,
     share: Arc<Share>,
-    connect: Connect,
+    host: Rc<dyn Host>,
+    id: u64,
+    /// Equal for pools of other threads whose connections are as good.
+    kind: Arc<str>,
+    /// Connections opened before are not used again.
+    valid_since: Cell<Option<Instant>>,
     #[expect(clippy::vec_box, reason = "a server is large and changes hands: what moves is its address")]
     idle: RefCell<Vec<Box<Server>>>,
     waiters: RefCell<VecDeque<Waiter>>,
@@ -88,6 +110,7 @@ pub struct Pool {
 }
 
 struct Waiter {
+    number: u64,
     since: Instant,
     answer: oneshot::Sender<Result<Box<Server>, Refused>>,
 }
@@ -100,14 +123,18 @@ impl std::fmt::Debug for Pool {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(key: PoolKey, credentials: Credentials, share: Arc<Share>, connect: Connect) -> Rc<Self> {
+    pub fn new(key: PoolKey, credentials: Credentials, share: Arc<Share>, host: Rc<dyn Host>) -> Rc<Self> {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
         Rc::new(Self {
+            id: LAST_ID.fetch_add(1, Ordering::Relaxed),
+            kind: format!("{key:?}").into(),
+            valid_since: Cell::default(),
             key,
             credentials: RefCell::new(credentials),
             welcome: RefCell::default(),
             defaults: RefCell::default(),
             share,
-            connect,
+            host,
             idle: RefCell::default(),
             waiters: RefCell::default(),
             opening: Cell::new(0),
@@ -116,12 +143,36 @@ impl Pool {
         })
     }
 
+    /// Notes what a new session is told.
+    pub fn learn(&self, server: &Server) {
+        *self.defaults.borrow_mut() = Rc::clone(&server.defaults);
+        *self.welcome.borrow_mut() = Some(server.parameters.as_slice().into());
+        let mut all = self.share.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MAX_WELCOMES {
+            all.clear(); // clients choose the parameters
+        }
+        all.insert(Arc::clone(&self.kind), (server.parameters.clone(), (*server.defaults).clone()));
+    }
+
+    /// Is it known what a new session is told, if only from another thread?
+    pub fn knows_welcome(&self) -> bool {
+        if self.welcome.borrow().is_some() {
+            return true;
+        }
+        let all = self.share.welcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((parameters, defaults)) = all.get(&self.kind) else { return false };
+        *self.welcome.borrow_mut() = Some(parameters.as_slice().into());
+        *self.defaults.borrow_mut() = Rc::new(defaults.clone());
+        true
+    }
+
     /// An idle connection, when there is one and nobody waits for it.
     pub fn try_take(&self) -> Option<Box<Server>> {
         if !self.waiters.borrow().is_empty() {
             return None;
         }
         let mut server = self.idle.borrow_mut().pop()?;
+        self.share.idle.fetch_sub(1, Ordering::Relaxed);
         server.lease = Some(Lease::new(&self.active));
         Some(server)
     }
@@ -134,23 +185,31 @@ impl Pool {
         if let Some(failure) = self.recent_failure(limits.retry) {
             return Err(failure);
         }
-        let (answer, mut result) = oneshot::channel();
-        self.waiters.borrow_mut().push_back(Waiter { since: Instant::now(), answer });
-        let began = Instant::now();
+        let mut seat = Seat::new(self);
         loop {
-            let room = self.grow(limits);
-            // Others close a connection for whoever announces himself: only when none is likely to come back here soon.
-            let none_here = self.active.get() + self.opening.get() == 0;
-            let starves = !room && (none_here || began.elapsed() >= PATIENCE);
-            let _wanted = starves.then(|| Wanted::new(&self.share));
+            if !self.grow(limits) {
+                self.host.ask(self);
+            }
             tokio::select! {
                 biased;
-                server = &mut result => return server.unwrap_or(Err(Refused::Cancelled)),
+                server = &mut seat.local => return server.unwrap_or(Err(Refused::Cancelled)),
+                travelling = &mut seat.remote => {
+                    let arrived = travelling.map_err(|_| Refused::Cancelled).and_then(|t| self.adopt(*t));
+                    return arrived.inspect(|_| seat.served());
+                }
                 () = self.share.room.notified() => {}
                 // Room on the backend may have been made by another user's connection, which notifies only its own.
-                () = tokio::time::sleep(if room || starves { RECHECK } else { PATIENCE }) => {}
+                () = tokio::time::sleep(RECHECK) => {}
             }
         }
+    }
+
+    /// Takes in a connection from another thread.
+    fn adopt(&self, travelling: Travelling) -> Result<Box<Server>, Refused> {
+        let mut server = travelling.arrive().map_err(|e| Refused::Unreachable(e.to_string().into()))?;
+        self.host.adopted(&server.info);
+        server.lease = Some(Lease::new(&self.active));
+        Ok(Box::new(server))
     }
 
     fn recent_failure(&self, retry: Duration) -> Option<Refused> {
@@ -159,29 +218,26 @@ impl Pool {
         (self.active.get() == 0 && self.opening.get() == 0 && at.elapsed() < retry).then(|| why.clone())
     }
 
-    /// Opens connections for those who wait; `false` when the budget has no room for all of them.
+    /// Opens connections for those who wait; `false` when the budget does not allow as many as are wanted.
     fn grow(self: &Rc<Self>, limits: PoolLimits) -> bool {
         self.waiters.borrow_mut().retain(|w| !w.answer.is_closed());
         while self.opening.get() < self.waiters.borrow().len() {
             let Some(permit) = self.share.take(limits.user, limits.side) else { return false };
             self.opening.set(self.opening.get() + 1);
-            let pool = Rc::clone(self);
             // A task of its own: a client that leaves must not take the half-open connection with it.
-            tokio::task::spawn_local(pool.open(permit));
+            tokio::task::spawn_local(Rc::clone(self).open(permit));
         }
         true
     }
 
     async fn open(self: Rc<Self>, permit: Permit) {
-        let opened = (self.connect)(Rc::clone(&self), permit).await;
+        let opened = self.host.connect(Rc::clone(&self), permit).await;
         self.opening.set(self.opening.get() - 1);
         match opened {
             Ok(mut server) => {
                 self.last_failure.take();
                 server.lease = Some(Lease::new(&self.active));
-                if let Some(surplus) = self.put(Box::new(server), Instant::now()) {
-                    surplus.close().await;
-                }
+                self.put(Box::new(server), Instant::now());
             }
             Err(why) => self.fail(&why),
         }
@@ -191,42 +247,84 @@ impl Pool {
     fn fail(&self, why: &Refused) {
         *self.last_failure.borrow_mut() = Some((Instant::now(), why.clone()));
         let hopeless = self.active.get() == 0 && self.opening.get() == 0;
-        while let Some(waiter) = self.next_waiter() {
-            let heard = waiter.answer.send(Err(why.clone())).is_ok();
+        let numbers: Vec<u64> = self.waiters.borrow().iter().map(|w| w.number).collect();
+        for number in numbers {
+            // Who is no longer in line is being served by another thread.
+            let waiter = self.share.line.claim(number).then(|| self.remove_waiter(number)).flatten();
+            let heard = waiter.is_some_and(|w| w.answer.send(Err(why.clone())).is_ok());
             if heard && !hopeless {
                 return;
             }
         }
     }
 
-    fn next_waiter(&self) -> Option<Waiter> {
-        self.waiters.borrow_mut().pop_front()
+    fn remove_waiter(&self, number: u64) -> Option<Waiter> {
+        let mut waiters = self.waiters.borrow_mut();
+        let at = waiters.iter().position(|w| w.number == number)?;
+        waiters.remove(at)
     }
 
-    /// Takes a clean connection back: the next in line gets it. Returned when its room is wanted elsewhere: to be closed.
-    #[must_use]
-    pub fn put(&self, mut server: Box<Server>, now: Instant) -> Option<Box<Server>> {
+    /// Takes a clean connection back: the next in line gets it.
+    pub fn put(self: &Rc<Self>, mut server: Box<Server>, now: Instant) {
         server.info.client.set(0);
-        while let Some(waiter) = self.next_waiter() {
-            match waiter.answer.send(Ok(server)) {
-                Ok(()) => return None,
-                Err(back) => match back {
-                    Ok(mine) => server = mine,
-                    Err(_) => unreachable!("a server was sent"),
-                },
+        if self.valid_since.get().is_some_and(|since| server.opened < since) {
+            return self.host.close(server);
+        }
+        while !self.share.line.is_empty() {
+            match self.share.line.next(self.id, &self.kind) {
+                Next::Nobody => break,
+                Next::Here(number) => {
+                    let Some(waiter) = self.remove_waiter(number) else { continue };
+                    match waiter.answer.send(Ok(server)) {
+                        Ok(()) => return,
+                        Err(Ok(back)) => server = back,
+                        Err(Err(_)) => unreachable!("a server was sent"),
+                    }
+                }
+                Next::There(hand) => {
+                    server.lease = None;
+                    let Ok(travelling) = server.depart() else { return };
+                    match hand.send(Box::new(travelling)) {
+                        Ok(()) => return,
+                        Err(back) => match self.adopt(*back) {
+                            Ok(back) => server = back,
+                            Err(_) => return,
+                        },
+                    }
+                }
+                Next::Room => return self.host.close(server),
             }
         }
         server.lease = None;
-        if self.share.wanted.load(Ordering::Relaxed) > 0 {
-            return Some(server); // another thread, or another set of parameters, waits for the room
-        }
         server.info.used.set(now);
+        self.share.idle.fetch_add(1, Ordering::Relaxed);
         self.idle.borrow_mut().push(server);
-        None
     }
 
-    /// Closes idle connections that are dead, too old, unused for too long, or wanted elsewhere. Returns those to close,
-    /// so that the caller may say good-bye.
+    /// Offers idle connections to those who wait elsewhere.
+    pub fn offer(self: &Rc<Self>) {
+        let count = self.idle.borrow().len();
+        for _ in 0..count.min(self.share.line.len()) {
+            if let Some(server) = self.longest_idle() {
+                self.put(server, Instant::now());
+            }
+        }
+    }
+
+    /// Takes out the connection that was unused for longest.
+    pub fn longest_idle(&self) -> Option<Box<Server>> {
+        let mut idle = self.idle.borrow_mut();
+        let server = (!idle.is_empty()).then(|| idle.remove(0))?;
+        self.share.idle.fetch_sub(1, Ordering::Relaxed);
+        Some(server)
+    }
+
+    /// Are there idle connections of this user and backend, on whatever thread?
+    pub fn has_idle_siblings(&self) -> bool {
+        self.share.idle.load(Ordering::Relaxed) > 0
+    }
+
+    /// Takes out idle connections that are dead, too old or unused for too long, so that the caller may say good-bye.
     pub fn sweep(
         &self,
         cx: &mut std::task::Context<'_>,
@@ -236,7 +334,6 @@ impl Pool {
         keep: usize,
     ) -> Vec<Box<Server>> {
         let mut servers = self.idle.borrow_mut();
-        let wanted = self.share.wanted.load(Ordering::Relaxed) > 0 && self.waiters.borrow().is_empty();
         let mut closing = Vec::new();
         let mut at = 0;
         while at < servers.len() {
@@ -244,18 +341,23 @@ impl Pool {
             let unused = idle.is_some_and(|d| server.info.used.get().elapsed() >= d);
             let old = lifetime.is_some_and(|d| server.opened.elapsed() >= d);
             let spare = self.share.used() > keep;
-            if wanted || old || (unused && spare) || !server.is_alive(cx, buffers) {
+            if old || (unused && spare) || !server.is_alive(cx, buffers) {
                 closing.push(servers.remove(at));
             } else {
                 at += 1;
             }
         }
+        self.share.idle.fetch_sub(closing.len(), Ordering::Relaxed);
         closing
     }
 
-    /// Closes every idle connection (the backend's address or credentials changed).
+    /// Takes out every idle connection, and lets those that are in use not come back: the backend's address or
+    /// credentials changed.
     pub fn clear(&self) -> Vec<Box<Server>> {
-        self.idle.take()
+        self.valid_since.set(Some(Instant::now()));
+        let idle = self.idle.take();
+        self.share.idle.fetch_sub(idle.len(), Ordering::Relaxed);
+        idle
     }
 
     /// Those who wait, idle and handed-out connections, and the longest wait.
@@ -291,24 +393,48 @@ pub struct Counts {
     pub longest_wait: Duration,
 }
 
-/// Counts a waiting client for as long as it waits.
-struct Wanted<'a>(&'a Share);
+/// A client's seat while it waits; left early, it passes on what it was given meanwhile.
+struct Seat {
+    pool: Rc<Pool>,
+    place: Place,
+    local: oneshot::Receiver<Result<Box<Server>, Refused>>,
+    remote: oneshot::Receiver<Box<Travelling>>,
+}
 
-impl<'a> Wanted<'a> {
-    fn new(share: &'a Share) -> Self {
-        share.wanted.fetch_add(1, Ordering::Relaxed);
-        Self(share)
+impl Seat {
+    fn new(pool: &Rc<Pool>) -> Self {
+        let (answer, local) = oneshot::channel();
+        let (hand, remote) = oneshot::channel();
+        let place = line::join(&pool.share, pool.id, &pool.kind, hand);
+        let waiter = Waiter { number: place.number, since: place.since, answer };
+        pool.waiters.borrow_mut().push_back(waiter);
+        Self { pool: Rc::clone(pool), place, local, remote }
+    }
+
+    /// Its entry among those of this thread is void.
+    fn served(&self) {
+        self.pool.remove_waiter(self.place.number);
     }
 }
 
-impl Drop for Wanted<'_> {
+impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.wanted.fetch_sub(1, Ordering::Relaxed);
+        self.local.close();
+        self.remote.close();
+        if tokio::runtime::Handle::try_current().is_err() {
+            return; // the thread ends
+        }
+        if let Ok(Ok(server)) = self.local.try_recv() {
+            self.pool.put(server, Instant::now());
+        }
+        if let Ok(travelling) = self.remote.try_recv()
+            && let Ok(server) = self.pool.adopt(*travelling)
+        {
+            self.pool.put(server, Instant::now());
+        }
     }
 }
 
+const MAX_WELCOMES: usize = 256;
 /// How often a waiting client looks again for room that nobody told it of.
 const RECHECK: Duration = Duration::from_millis(50);
-/// How long a client waits for a connection of its own thread before one of another thread is closed for it. Without it
-/// threads that are busy by turns close and open connections all the time.
-const PATIENCE: Duration = Duration::from_millis(10);

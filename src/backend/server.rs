@@ -18,6 +18,7 @@ use crate::{
     wire::{
         conn::{Buffers, Conn},
         frame,
+        stream::Detached,
     },
 };
 
@@ -55,6 +56,8 @@ pub struct Server {
     pub info: Rc<ServerInfo>,
     /// Cancel requests under way.
     pub gate: Rc<CancelGate>,
+    /// How long it may take to answer statements of crossfade's own that wait for no lock.
+    pub patience: Duration,
     /// Counted as handed out by its pool for as long as this is here.
     pub lease: Option<Lease>,
     /// Its place in the budget.
@@ -77,6 +80,26 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
+}
+
+/// A clean connection on its way to a client of another data thread.
+#[derive(Debug)]
+pub struct Travelling {
+    stream: Detached,
+    side: Side,
+    user: String,
+    process_id: i32,
+    key: Vec<u8>,
+    parameters: Vec<(String, String)>,
+    defaults: SessionDefaults,
+    known: Known,
+    settings: Vec<(String, String)>,
+    tainted: bool,
+    last_client: u64,
+    opened: Instant,
+    transactions: u64,
+    patience: Duration,
+    permit: Permit,
 }
 
 /// What a session of this user starts with.
@@ -166,11 +189,16 @@ pub type Rows = Vec<Vec<Option<String>>>;
 
 impl Server {
     /// Runs a statement of crossfade's own and reads its answer whole. Nothing of it reaches a client. Not for results
-    /// of more than a few rows.
+    /// of more than a few rows, nor for what may wait for a lock: after an answer that did not come in time the
+    /// connection is of no more use.
     pub async fn query(&mut self, sql: &str, buffers: &Buffers) -> Result<Rows, QueryError> {
         self.known.remove(b""); // as every simple Query does
         frame::put_query(&mut self.conn.output, sql);
-        self.settle_hidden(buffers).await
+        let limit = self.patience;
+        match tokio::time::timeout(limit, self.settle_hidden(buffers)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer").into()),
+        }
     }
 
     /// Sends what is in the output and reads the answer up to ReadyForQuery.
@@ -211,6 +239,20 @@ impl Server {
                 return Poll::Ready(Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()));
             }
         }
+    }
+
+    /// Reads and drops what it still says, to what looks like the ReadyForQuery at its end; whole frames or not.
+    pub async fn drain(&mut self, buffers: &Buffers) {
+        poll_fn(|cx| {
+            loop {
+                let ended = matches!(self.conn.input[..], [.., b'Z', 0, 0, 0, 5, b'I' | b'T' | b'E']);
+                self.conn.consume(self.conn.input.len(), buffers);
+                if ended || !matches!(ready!(self.conn.poll_fill(cx, buffers)), Ok(n) if n > 0) {
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
     }
 
     /// Takes over the ParameterStatus frame of `length` bytes at the front of the input.
@@ -269,10 +311,34 @@ impl Server {
         }
     }
 
+    /// Gets ready to leave this thread. Only for a clean connection without cancel requests under way.
+    pub fn depart(self) -> io::Result<Travelling> {
+        debug_assert!(self.is_clean() && self.gate.is_clear(), "something is outstanding");
+        Ok(Travelling {
+            stream: self.conn.stream.detach()?,
+            side: self.side,
+            user: self.info.user.to_string(),
+            process_id: self.process_id,
+            key: self.key.to_vec(),
+            parameters: self.parameters,
+            defaults: (*self.defaults).clone(),
+            known: self.known,
+            settings: (*self.settings).clone(),
+            tainted: self.tainted,
+            last_client: self.last_client,
+            opened: self.opened,
+            transactions: self.info.transactions.get(),
+            patience: self.patience,
+            permit: self.permit,
+        })
+    }
+
     /// Says good-bye and closes: the server does not count the session as abandoned.
     pub async fn close(mut self: Box<Self>) {
+        if !self.conn.output.is_empty() {
+            return; // in the middle of a message there is no good-bye
+        }
         self.lease = None;
-        self.conn.output.clear();
         put_terminate(&mut self.conn.output);
         let buffers = Buffers::default();
         let flush = poll_fn(|cx| self.conn.poll_flush(cx, &buffers));
@@ -285,6 +351,43 @@ impl Server {
             && self.status == Status::Idle
             && self.conn.input.is_empty()
             && self.conn.output.is_empty()
+    }
+}
+
+impl Travelling {
+    /// Arrives at the thread that calls this.
+    pub fn arrive(self) -> io::Result<Server> {
+        let stream = self.stream.attach()?;
+        let info = Rc::new(ServerInfo {
+            side: self.side,
+            user: self.user.into(),
+            process_id: self.process_id,
+            client: Cell::new(0),
+            opened: self.opened,
+            used: Cell::new(Instant::now()),
+            transactions: Cell::new(self.transactions),
+            tls: stream.is_tls(),
+        });
+        Ok(Server {
+            conn: Conn::new(stream, BytesMut::new()),
+            side: self.side,
+            process_id: self.process_id,
+            key: self.key.into(),
+            parameters: self.parameters,
+            defaults: Rc::new(self.defaults),
+            known: self.known,
+            settings: Rc::new(self.settings),
+            status: Status::Idle,
+            tainted: self.tainted,
+            last_client: self.last_client,
+            opened: self.opened,
+            info,
+            gate: Rc::default(),
+            patience: self.patience,
+            lease: None,
+            spent: false,
+            permit: self.permit,
+        })
     }
 }
 

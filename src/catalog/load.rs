@@ -3,8 +3,9 @@
 //! Every name in a query is schema-qualified or found in the pinned `search_path` (`pg_catalog`); names of
 //! the user's travel as values only. Postgres 12 to 18.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
+use tokio::time::timeout;
 use tokio_postgres::{Client, IsolationLevel, Transaction};
 
 use super::{Catalog, build};
@@ -30,6 +31,9 @@ pub enum Error {
     /// No connection.
     #[error("could not open a control connection: {0}")]
     Connect(#[from] control::Error),
+    /// It does not answer.
+    #[error("no answer in time")]
+    Timeout,
     /// A query failed.
     #[error("could not read the catalog: {}", control::describe(.0))]
     Query(#[from] tokio_postgres::Error),
@@ -37,7 +41,7 @@ pub enum Error {
 
 /// Reads both sides at once. An error (the source's) only when neither answers.
 pub async fn load(pools: [&Pool; 2], generation: u64) -> Result<Loaded, Error> {
-    let (source, target) = tokio::join!(load_side(pools[0]), load_side(pools[1]));
+    let (source, target) = tokio::join!(load_in_time(pools[0]), load_in_time(pools[1]));
     let (mut raw, mut fingerprints, mut failed) = ([None, None], [None, None], [None, None]);
     for (side, result) in Side::BOTH.into_iter().zip([source, target]) {
         match result {
@@ -55,6 +59,15 @@ pub async fn load(pools: [&Pool; 2], generation: u64) -> Result<Loaded, Error> {
     let catalog = build::build(&raw, generation);
     Ok(Loaded { catalog, fingerprints, failed })
 }
+
+/// A server that hangs must not hold up the other one, nor the start.
+async fn load_in_time(pool: &Pool) -> Result<(Raw, i64), Error> {
+    timeout(PROBE, fingerprint(pool)).await.map_err(|_| Error::Timeout)??;
+    timeout(WHOLE, load_side(pool)).await.map_err(|_| Error::Timeout)?
+}
+
+const PROBE: Duration = Duration::from_secs(5);
+const WHOLE: Duration = Duration::from_secs(60);
 
 /// Changes whenever something changes that [`load`] reads; temporary tables and statistics do not count.
 /// For polling: one query, some milliseconds for thousands of tables.

@@ -203,7 +203,7 @@ impl Client {
         let idle = self.txn.status == Status::Idle;
         match signal {
             Signal::Drain if !idle => None,
-            Signal::Cancel | Signal::Query | Signal::QueryWait => {
+            Signal::Cancel | Signal::Query | Signal::Unanswered | Signal::QueryWait => {
                 self.shared.clear_signal();
                 None
             }
@@ -424,7 +424,7 @@ pub(super) fn last_words(signal: Signal) -> ClientError {
         Signal::ClientIdle => fatal("57P05", "terminating connection due to timeouts.client_idle"),
         Signal::IdleTransaction => fatal("25P03", "terminating connection due to timeouts.idle_transaction"),
         Signal::Transaction => fatal("25P04", "terminating connection due to timeouts.transaction"),
-        Signal::Query => fatal("57014", "terminating connection due to timeouts.query"),
+        Signal::Query | Signal::Unanswered => fatal("57014", "terminating connection due to timeouts.query"),
         Signal::QueryWait => fatal("53300", "no server connection became free within timeouts.query_wait")
             .hint("Raise pool.size, or look at SHOW POOLS for who holds the connections."),
         Signal::Cancel => fatal("57014", "canceling statement due to user request"),

@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -34,10 +34,12 @@ pub(super) struct Global {
     pub(super) budgets: Budgets,
     pub(super) metrics: Arc<Metrics>,
     pub(super) draining: AtomicBool,
-    pub(super) backends: [Mutex<BackendState>; 2],
+    backends: [AtomicU8; 2],
     pub(super) plan_sizes: PlanSizes,
     tls: [ArcSwap<BackendTlsContext>; 2],
     paused: [watch::Sender<bool>; 2],
+    /// The same, for a look that costs nothing.
+    paused_now: [AtomicBool; 2],
     cancels: Mutex<HashMap<i32, Vec<CancelEntry>>>,
     shards: OnceLock<Vec<mpsc::Sender<Message>>>,
 }
@@ -91,10 +93,11 @@ impl Global {
             budgets: Budgets::default(),
             metrics,
             draining: AtomicBool::new(false),
-            backends: [Mutex::new(BackendState::Unknown), Mutex::new(BackendState::Unknown)],
+            backends: [AtomicU8::new(UNKNOWN), AtomicU8::new(UNKNOWN)],
             plan_sizes: PlanSizes::default(),
             tls: tls.map(ArcSwap::from_pointee),
             paused: [watch::Sender::new(false), watch::Sender::new(false)],
+            paused_now: [AtomicBool::new(false), AtomicBool::new(false)],
             cancels: Mutex::default(),
             shards: OnceLock::new(),
         }
@@ -128,10 +131,11 @@ impl Global {
     }
 
     pub(super) fn is_paused(&self, side: Side) -> bool {
-        *self.paused[side.index()].borrow()
+        self.paused_now[side.index()].load(Ordering::Relaxed)
     }
 
     pub(super) fn pause(&self, side: Side, paused: bool) {
+        self.paused_now[side.index()].store(paused, Ordering::Relaxed);
         self.paused[side.index()].send_replace(paused);
     }
 
@@ -198,10 +202,23 @@ impl Global {
     }
 
     pub(super) fn set_backend(&self, side: Side, state: BackendState) {
-        *self.backends[side.index()].lock().unwrap_or_else(PoisonError::into_inner) = state;
+        let state = match state {
+            BackendState::Up => UP,
+            BackendState::Down => DOWN,
+            BackendState::Unknown => UNKNOWN,
+        };
+        self.backends[side.index()].store(state, Ordering::Relaxed);
     }
 
     pub(super) fn backend(&self, side: Side) -> BackendState {
-        *self.backends[side.index()].lock().unwrap_or_else(PoisonError::into_inner)
+        match self.backends[side.index()].load(Ordering::Relaxed) {
+            UP => BackendState::Up,
+            DOWN => BackendState::Down,
+            _ => BackendState::Unknown,
+        }
     }
 }
+
+const UNKNOWN: u8 = 0;
+const UP: u8 = 1;
+const DOWN: u8 = 2;

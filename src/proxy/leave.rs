@@ -2,10 +2,7 @@
 
 use std::{future::poll_fn, rc::Rc, task::Poll, time::Instant};
 
-use super::{
-    client::{Client, End},
-    shard::Shard,
-};
+use super::client::{Client, End};
 use crate::{Side, backend::server::Server, error::ClientError};
 
 impl Client {
@@ -65,10 +62,14 @@ impl Client {
             if let Some(running) = self.shared.running.take() {
                 shard.send_cancel(running);
             }
+            // In the middle of a COPY or a message a server can only be told by the end of the connection.
+            if !self.pipeline.copies_in() && server.conn.output.is_empty() {
+                shard.close_when_cancelled(server);
+            }
             return;
         }
         if !server.is_clean() || !self.pipeline.is_idle() || shard.is_draining() {
-            Shard::close(server);
+            shard.close(server);
             return;
         }
         tokio::task::spawn_local(async move {

@@ -295,7 +295,7 @@ async fn home(
     waiting: &ClientShared,
     mode: PoolMode,
 ) -> Result<Option<Box<Server>>, Refused> {
-    if mode == PoolMode::Transaction && pool.welcome.borrow().is_some() {
+    if mode == PoolMode::Transaction && pool.knows_welcome() {
         return Ok(None);
     }
     let config = Arc::clone(&shard.current().config);

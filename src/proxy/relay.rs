@@ -6,6 +6,7 @@ use std::{
     io,
     rc::Rc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use super::{
@@ -193,7 +194,13 @@ impl Client {
                 if let Some(running) = self.shared.running.borrow().clone() {
                     self.shard.send_cancel(running);
                 }
+                let last = Instant::now() + self.current.config.timeouts.cancel_wait;
+                self.shared.deadline.set(Some((last, Signal::Unanswered)));
                 Ok(())
+            }
+            Signal::Unanswered => {
+                self.shared.clear_signal();
+                Err(Broken::Server("no answer within timeouts.query, nor to a cancel request".to_owned()))
             }
             Signal::Kill | Signal::Stop | Signal::Transaction => {
                 Err(Broken::Client(End::Error(last_words(signal))))

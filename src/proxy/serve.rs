@@ -110,7 +110,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     })?;
     let (stop, stopping) = watch::channel(false);
     let accepting: Vec<_> = listeners.into_iter().map(|l| accept(l, stopping.clone(), &threads)).collect();
-    tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
+    let health = tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
     if let Some(listener) = http {
         tokio::spawn(serve_http(Arc::clone(&global), listener, stopping.clone()));
     }
@@ -127,6 +127,10 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     for ended in ended {
         let _ = ended.await;
     }
+    // Control connections say good-bye when their pools are gone.
+    health.abort();
+    controls.close();
+    tokio::time::sleep(GOODBYE).await;
     tracing::info!("crossfade has stopped");
     Ok(())
 }
@@ -164,6 +168,10 @@ impl Controls {
             made.inspect_err(|error| tracing::error!(%side, %error, "no control connections")).ok()
         });
         *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = pools;
+    }
+
+    fn close(&self) {
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = [None, None];
     }
 
     fn get(&self, side: Side) -> Option<control::Pool> {
@@ -324,7 +332,12 @@ async fn thread_main(
     sweeper.abort();
     shard.drop_idle();
     // What is closing gets a moment to say good-bye.
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    let closed = async {
+        while shard.closing() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
 }
 
 /// One client of a thread, from accept to the end; the count was raised by the acceptor.
@@ -506,5 +519,6 @@ async fn tell_all(global: &Global, signal: Signal) {
 }
 
 const HEALTH: Duration = Duration::from_secs(2);
+const GOODBYE: Duration = Duration::from_millis(100);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);

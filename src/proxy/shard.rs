@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     client::Statement,
     global::Global,
+    host::{Closing, PoolHost, patiently},
     plans::{Entry, PlanLimits, Plans, SearchContext},
     shared::{ClientShared, Running, Signal},
     stats::Stats,
@@ -56,6 +57,7 @@ pub(super) struct Shard {
     pub(super) clients: RefCell<HashMap<u64, Rc<ClientShared>>>,
     pub(super) servers: RefCell<Vec<Weak<ServerInfo>>>,
     pub(super) hot: RefCell<HotHandles>,
+    pub(super) closing: Cell<usize>,
     pub(super) stats: RefCell<StatsByUser>,
     /// Messages that take the place of a client's while they are written.
     pub(super) scratch: Cell<BytesMut>,
@@ -85,6 +87,7 @@ impl Shard {
             pools: RefCell::default(),
             clients: RefCell::default(),
             servers: RefCell::default(),
+            closing: Cell::new(0),
             stats: RefCell::default(),
             scratch: Cell::default(),
             interned: RefCell::default(),
@@ -120,9 +123,11 @@ impl Shard {
         u16::try_from((high * 10_000) >> 32).expect("below 10 000")
     }
 
+    /// A number that no statement of any thread has: server connections change threads, and bring what they know.
     pub(super) fn next_statement(&self) -> u64 {
         self.statements.set(self.statements.get() + 1);
-        self.statements.get()
+        let threads = self.global.shards().len().max(1) as u64;
+        self.statements.get() * threads + self.index as u64
     }
 
     pub(super) fn plan(&self, sql: &[u8], context: &SearchContext, current: &Current) -> Rc<Entry> {
@@ -169,18 +174,9 @@ impl Shard {
             pool.credentials.replace(credentials);
             return Rc::clone(pool);
         }
-        let budget = self.global.budgets.share(key.side, &key.user);
-        let shard = Rc::downgrade(self);
-        let connect = Rc::new(move |pool, permit| -> std::pin::Pin<Box<dyn Future<Output = _>>> {
-            let shard = shard.upgrade();
-            Box::pin(async move {
-                match shard {
-                    Some(shard) => shard.open(pool, permit).await,
-                    None => Err(Refused::Cancelled),
-                }
-            })
-        });
-        let pool = Pool::new(key.clone(), credentials, budget, connect);
+        let share = self.global.budgets.share(key.side, &key.user);
+        let host = Rc::new(PoolHost(Rc::downgrade(self)));
+        let pool = Pool::new(key.clone(), credentials, share, host);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
         pool
     }
@@ -195,7 +191,7 @@ impl Shard {
     }
 
     /// Opens a server connection.
-    async fn open(self: Rc<Self>, pool: Rc<Pool>, permit: Permit) -> Result<Server, Refused> {
+    pub(super) async fn open(self: Rc<Self>, pool: Rc<Pool>, permit: Permit) -> Result<Server, Refused> {
         let config = Arc::clone(&self.current().config);
         let key = &pool.key;
         let side = key.side;
@@ -255,6 +251,7 @@ impl Shard {
             opened: now,
             info,
             gate: Rc::default(),
+            patience: config.timeouts.server_connect,
             lease: None,
             permit,
         };
@@ -266,8 +263,7 @@ impl Shard {
             server.defaults =
                 Rc::new(SessionDefaults { search_path: search_path.clone(), isolation: isolation.clone() });
         }
-        *pool.defaults.borrow_mut() = Rc::clone(&server.defaults);
-        *pool.welcome.borrow_mut() = Some(server.parameters.as_slice().into());
+        pool.learn(&server);
         Ok(server)
     }
 
@@ -292,33 +288,19 @@ impl Shard {
         wait: Option<Duration>,
         client: &ClientShared,
     ) -> Result<Box<Server>, Refused> {
-        let began = Instant::now();
+        let side = pool.key.side;
         loop {
             if let Some(server) = poll_fn(|cx| Poll::Ready(self.take_idle(cx, pool))).await {
                 return Ok(server);
             }
+            let began = Instant::now();
             let take = async {
-                self.global.resumed(pool.key.side).await;
+                self.global.resumed(side).await;
                 pool.take(limits).await
             };
-            let told = poll_fn(|cx| match client.listen(cx) {
-                None | Some(Signal::Drain) => Poll::Pending,
-                Some(_) => Poll::Ready(()),
-            });
-            let deadline = async {
-                match wait {
-                    Some(wait) => tokio::time::sleep_until((began + wait).into()).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let taken = tokio::select! {
-                biased;
-                taken = take => taken,
-                () = told => Err(Refused::Cancelled),
-                () = deadline => Err(Refused::Timeout),
-            };
-            self.hot.borrow().pool_wait(pool.key.side, began.elapsed());
-            self.stats(&client.user, pool.key.side).wait(began.elapsed());
+            let taken = patiently(take, wait.map(|d| began + d), client).await;
+            self.hot.borrow().pool_wait(side, began.elapsed());
+            self.stats(&client.user, side).wait(began.elapsed());
             let mut server = taken?;
             if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
                 return Ok(server);
@@ -326,33 +308,65 @@ impl Shard {
         }
     }
 
+    /// Waits while `side` is paused.
+    pub(super) async fn until_resumed(
+        &self,
+        side: Side,
+        wait: Option<Duration>,
+        client: &ClientShared,
+    ) -> Result<(), Refused> {
+        let resumed = async {
+            self.global.resumed(side).await;
+            Ok(())
+        };
+        patiently(resumed, wait.map(|d| Instant::now() + d), client).await
+    }
+
     /// A connection whose client needs it no longer: to the next client, or closed.
     pub(super) fn give_back(self: &Rc<Self>, pool: &Rc<Pool>, server: Box<Server>, now: Instant) {
         let lifetime = self.current.borrow().config.timeouts.server_lifetime;
         let old = lifetime.is_some_and(|d| now - server.opened >= d) && pool.counts().waiting == 0;
         if !server.is_clean() || old || self.is_draining() {
-            return Self::close(server);
+            return self.close(server);
         }
         if server.gate.is_clear() {
-            if let Some(surplus) = pool.put(server, now) {
-                Self::close(surplus);
-            }
-            return;
+            return pool.put(server, now);
         }
         let pool = Rc::clone(pool);
         tokio::task::spawn_local(async move {
             let gate: Rc<CancelGate> = Rc::clone(&server.gate);
             gate.clear().await;
-            if let Some(surplus) = pool.put(server, Instant::now()) {
-                Self::close(surplus);
-            }
+            pool.put(server, Instant::now());
         });
     }
 
     /// Closes a connection politely.
-    pub(super) fn close(mut server: Box<Server>) {
+    pub(super) fn close(self: &Rc<Self>, mut server: Box<Server>) {
+        let closing = Closing::new(self);
         server.lease = None;
-        tokio::task::spawn_local(server.close());
+        tokio::task::spawn_local(async move {
+            server.close().await;
+            drop(closing);
+        });
+    }
+
+    /// Closes a connection that was asked to cancel what it runs, once it has.
+    pub(super) fn close_when_cancelled(self: &Rc<Self>, mut server: Box<Server>) {
+        let shard = Closing::new(self);
+        server.lease = None;
+        tokio::task::spawn_local(async move {
+            let ended = async {
+                server.gate.clear().await;
+                server.drain(&shard.0.buffers).await;
+            };
+            let _ = tokio::time::timeout(CANCELLED, ended).await;
+            shard.0.close(server);
+        });
+    }
+
+    /// Connections that are being closed.
+    pub(super) fn closing(&self) -> usize {
+        self.closing.get()
     }
 
     /// Asks the server to cancel what it runs.
@@ -398,11 +412,27 @@ impl Shard {
         self.global.draining.load(Ordering::Relaxed)
     }
 
+    /// Idle connections of this user are offered to those who wait on other threads. Where the backend's budget is used
+    /// up by others, the one unused for longest makes room.
+    pub(super) fn offer(self: &Rc<Self>, side: Side, user: &str, make_room: bool) {
+        let pools: Vec<_> = self.pools.borrow().values().filter(|p| p.key.side == side).cloned().collect();
+        for pool in pools.iter().filter(|p| *p.key.user == *user) {
+            pool.offer();
+        }
+        let limit = self.current().config.pool.max_server_connections;
+        if make_room && self.global.budgets.used(side) >= limit {
+            let spare = pools.iter().find_map(|p| p.longest_idle());
+            if let Some(server) = spare {
+                self.close(server);
+            }
+        }
+    }
+
     /// Closes what is not in use.
     pub(super) fn drop_idle(self: &Rc<Self>) {
         let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
         for server in pools.iter().flat_map(|p| p.clear()) {
-            Self::close(server);
+            self.close(server);
         }
     }
 
@@ -434,7 +464,7 @@ impl Shard {
                 Poll::Ready(pool.sweep(cx, &self.buffers, t.server_idle, t.server_lifetime, keep))
             });
             for server in closing.await {
-                Self::close(server);
+                self.close(server);
             }
         }
         self.servers.borrow_mut().retain(|s| s.strong_count() > 0);
@@ -538,5 +568,7 @@ impl Current {
 const DEFAULTS: &str = "SELECT pg_catalog.current_setting('search_path'), \
      pg_catalog.current_setting('default_transaction_isolation')";
 const MAX_INTERNED: usize = 20_000;
+/// How long a server that was asked to cancel is waited for before its connection is closed.
+const CANCELLED: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_millis(100);
 const SWEEPS_PER_LOOK: u32 = 10;

@@ -89,6 +89,8 @@ pub(super) enum Signal {
     Transaction,
     /// `timeouts.query`
     Query,
+    /// After `timeouts.query` the server did not even answer a cancel request.
+    Unanswered,
     /// `timeouts.query_wait`
     QueryWait,
 }

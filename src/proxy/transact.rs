@@ -2,8 +2,9 @@
 
 use std::{
     future::poll_fn,
+    io,
     rc::Rc,
-    task::Poll,
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::{
     Side,
+    admin::http::BackendState,
     backend::{
         pool::Refused,
         server::{QueryError, Server, SessionDefaults},
@@ -26,7 +28,7 @@ use crate::{
     session::{pipeline::Expect, settings, transaction::Status, words::Moved},
     statement::{Control, Effect, Isolation, Kind, Pin},
     wire::{
-        conn::shift,
+        conn::{Conn, shift},
         frame::{self, HEADER},
     },
 };
@@ -45,6 +47,15 @@ struct Choice {
 impl Choice {
     fn new(side: Side, reason: Reason, footprint: Option<Rc<Footprint>>) -> Self {
         Self { side, reason, footprint, fallback: None, aside: false }
+    }
+
+    /// The lead answers instead.
+    fn fall_to(&mut self, lead: Side, shard: &Shard) {
+        self.side = lead;
+        self.reason = Reason::Fallback;
+        if let Some(footprint) = &self.footprint {
+            shard.count_route(footprint, lead, Reason::Fallback);
+        }
     }
 }
 
@@ -68,9 +79,12 @@ impl Client {
             Unit::Extended { length, .. } => self.survey(length)?,
         };
         match self.choose(&survey, unit) {
-            Ok((choice, moves)) => {
+            Ok((mut choice, moves)) => {
                 if moves && let Err(error) = Box::pin(self.move_to(choice.side)).await {
-                    return Box::pin(self.refuse(&error, unit)).await;
+                    let Some(lead) = choice.fallback.take().filter(|_| error.sqlstate == UNREACHABLE) else {
+                        return Box::pin(self.refuse(&error, unit)).await;
+                    };
+                    choice.fall_to(lead, &self.shard);
                 }
                 self.run_on(choice, unit, survey).await
             }
@@ -125,13 +139,26 @@ impl Client {
             Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),
             Decision::Refuse(refusal) => return Err(ClientError::from(&refusal)),
         };
-        self.shard.count_route(&footprint, side, reason);
         let mut fallback = None;
-        if !block && complete && footprint.only_reads() {
+        if (!block || moves) && complete && footprint.only_reads() {
             let lead = route::lead(&footprint, policy, self.txn.ticket);
-            fallback = lead.filter(|&lead| lead != side);
+            // A block that would move may as well stay, if that is where the lead is.
+            fallback = lead.filter(|&lead| lead != side && (!moves || self.txn.side == Some(lead)));
         }
-        Ok((Choice { fallback, ..Choice::new(side, reason, Some(footprint)) }, moves))
+        let is_down = |side| self.shard.global.backend(side) == BackendState::Down;
+        let mut choice = Choice { fallback, ..Choice::new(side, reason, Some(footprint)) };
+        if let Some(lead) = fallback
+            && is_down(side)
+            && !is_down(lead)
+        {
+            choice.fallback = None;
+            choice.fall_to(lead, &self.shard);
+            return Ok((choice, false));
+        }
+        if let Some(footprint) = &choice.footprint {
+            self.shard.count_route(footprint, side, reason);
+        }
+        Ok((choice, moves))
     }
 
     fn footprint(&self, survey: &Survey) -> Option<Rc<Footprint>> {
@@ -262,11 +289,7 @@ impl Client {
             return false;
         }
         let Some(side) = choice.fallback.take() else { return false };
-        choice.side = side;
-        choice.reason = Reason::Fallback;
-        if let Some(footprint) = &choice.footprint {
-            self.shard.count_route(footprint, side, Reason::Fallback);
-        }
+        choice.fall_to(side, &self.shard);
         true
     }
 
@@ -304,6 +327,10 @@ impl Client {
 
     /// The connection that runs this client's statements on `side`, with the client's settings.
     async fn checkout(&mut self, side: Side) -> Result<Box<Server>, Refused> {
+        let held = self.servers[side.index()].is_some();
+        if held && self.txn.status == Status::Idle && self.shard.global.is_paused(side) {
+            Box::pin(self.until_resumed(side)).await?;
+        }
         let found = match self.servers[side.index()].take() {
             Some(server) => Some(server),
             None => poll_fn(|cx| Poll::Ready(self.shard.take_idle(cx, &self.pools[side.index()]))).await,
@@ -314,6 +341,17 @@ impl Client {
             return Ok(server);
         }
         Box::pin(self.prepare_server(side, Some(server))).await
+    }
+
+    /// Holds a session back while the side of its next transaction is paused.
+    async fn until_resumed(&mut self, side: Side) -> Result<(), Refused> {
+        let shard = Rc::clone(&self.shard);
+        self.shared.activity.set(Activity::Waiting);
+        let wait = self.current.config.timeouts.query_wait;
+        let resumed = shard.until_resumed(side, wait, &self.shared);
+        let resumed = unless_gone(resumed, &mut self.conn, &shard).await;
+        self.shared.activity.set(Activity::Active);
+        resumed
     }
 
     /// Takes over a connection on which nothing has to be done first; `false` when something has.
@@ -345,7 +383,8 @@ impl Client {
             self.shared.activity.set(Activity::Waiting);
             let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
             let wait = self.current.config.timeouts.query_wait;
-            let server = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared).await;
+            let taken = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared);
+            let server = unless_gone(taken, &mut self.conn, &shard).await;
             self.shared.activity.set(Activity::Active);
             server?
         };
@@ -553,7 +592,13 @@ impl Client {
         }
         frame::put(&mut out, b'S', |_| {});
         server.conn.output.extend_from_slice(&out);
-        let answer = server.settle_hidden(&shard.buffers).await;
+        let settled = server.settle_hidden(&shard.buffers);
+        let answer = match self.current.config.timeouts.query {
+            Some(limit) => tokio::time::timeout(limit, settled).await.unwrap_or_else(|_| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within timeouts.query").into())
+            }),
+            None => settled.await,
+        };
         if answer.is_err() {
             server.known.undo(usize::MAX);
         }
@@ -576,9 +621,13 @@ impl Client {
 
     async fn exchange(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), Broken> {
         self.running(server);
-        if let Some(limit) = self.current.config.timeouts.query {
-            self.shared.deadline.set(Some((Instant::now() + limit, Signal::Query)));
-        }
+        let timeouts = &self.current.config.timeouts;
+        let query = timeouts.query.map(|limit| (Instant::now() + limit, Signal::Query));
+        let since = self.shared.transaction_since.get();
+        let whole =
+            since.zip(timeouts.transaction).map(|(since, limit)| (since + limit, Signal::Transaction));
+        let first = [query, whole].into_iter().flatten().min_by_key(|(at, _)| *at);
+        self.shared.deadline.set(first);
         let result = poll_fn(|cx| self.poll_exchange(cx, server, flight)).await;
         self.shared.running.take();
         self.shared.deadline.set(None);
@@ -612,7 +661,7 @@ impl Client {
     async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
         let shard = Rc::clone(&self.shard);
         let failed = |what: String| {
-            ClientError::error("08006", format!("the transaction could not move to the {side}: {what}")).hint(
+            ClientError::error(UNREACHABLE, format!("the transaction could not move to the {side}: {what}")).hint(
                 "Roll back and try again; routing.transactions = \"lead\" keeps transactions on the lead.",
             )
         };
@@ -634,7 +683,7 @@ impl Client {
         }
         let replayed = server.query(&prologue, &shard.buffers).await;
         if let Err(e) = replayed {
-            Shard::close(server);
+            shard.close(server);
             return Err(failed(e.to_string()));
         }
         self.servers[side.index()] = Some(server);
@@ -917,6 +966,33 @@ impl Client {
         }
     }
 }
+
+/// `work`, unless the client closes its socket first: what nobody waits for any more is not begun.
+async fn unless_gone<T>(
+    work: impl Future<Output = Result<T, Refused>>,
+    conn: &mut Conn,
+    shard: &Shard,
+) -> Result<T, Refused> {
+    let gone = poll_fn(|cx| {
+        while conn.input.len() < MAX_AHEAD {
+            match ready!(conn.poll_fill(cx, &shard.buffers)) {
+                Ok(n) if n > 0 => {}
+                Ok(_) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    });
+    tokio::select! {
+        biased;
+        done = work => done,
+        () = gone => Err(Refused::Cancelled),
+    }
+}
+
+/// SQLSTATE of a connection that cannot be had.
+const UNREACHABLE: &str = "08006";
+/// What a client may send ahead while it waits before it is no longer read.
+const MAX_AHEAD: usize = 64 << 10;
 
 /// Why a unit could not be sent.
 enum SendError {

@@ -65,6 +65,28 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// A [`Stream`] on its way to another thread.
+#[derive(Debug)]
+pub enum Detached {
+    /// Known to no reactor.
+    Tcp(std::net::TcpStream),
+    /// Known to no reactor.
+    Unix(std::os::unix::net::UnixStream),
+    /// TLS cannot be taken off its socket: the thread that opened it goes on to watch it for the other.
+    Tls(Stream),
+}
+
+impl Detached {
+    /// Puts it under the reactor of this thread.
+    pub fn attach(self) -> io::Result<Stream> {
+        Ok(match self {
+            Detached::Tcp(s) => Stream::Tcp(TcpStream::from_std(s)?),
+            Detached::Unix(s) => Stream::Unix(UnixStream::from_std(s)?),
+            Detached::Tls(s) => s,
+        })
+    }
+}
+
 impl Stream {
     /// Is it worth while to read? Under TLS nobody knows.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -73,6 +95,15 @@ impl Stream {
             Stream::Unix(s) => s.poll_read_ready(cx),
             Stream::TlsServer(_) | Stream::TlsClient(_) => Poll::Ready(Ok(())),
         }
+    }
+
+    /// Takes it from the reactor of this thread.
+    pub fn detach(self) -> io::Result<Detached> {
+        Ok(match self {
+            Stream::Tcp(s) => Detached::Tcp(s.into_std()?),
+            Stream::Unix(s) => Detached::Unix(s.into_std()?),
+            tls @ (Stream::TlsServer(_) | Stream::TlsClient(_)) => Detached::Tls(tls),
+        })
     }
 
     /// Is there TLS on it?

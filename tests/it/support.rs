@@ -11,6 +11,7 @@ pub(crate) mod wire;
 
 use std::{
     net::TcpListener,
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
@@ -53,10 +54,17 @@ pub(crate) fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool)
     }
 }
 
-/// A port nobody listens on at this moment.
+/// A port nobody listens on at this moment. Below those that the system gives to outgoing connections, each once: what
+/// is free now is still free when the proxy binds it.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let offset = u32::from(NEXT.fetch_add(1, Ordering::Relaxed)) + std::process::id() * 211;
+        let port = 12_000 + u16::try_from(offset % 20_000).expect("below 20 000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Tells whether `condition` held all the time.

@@ -153,6 +153,27 @@ impl Cluster {
         tool(&["stop", &self.dir.display().to_string(), "immediate"]);
     }
 
+    /// Sends a signal to the server and all its processes (`STOP`, `CONT`).
+    pub(crate) fn signal(&self, name: &str) {
+        let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
+        let main = file.lines().next().expect("the process id").to_owned();
+        let children = Command::new("pgrep").args(["-P", &main]).output().expect("pgrep runs").stdout;
+        let children = String::from_utf8(children).expect("numbers");
+        // The postmaster first when it is to stop, last when it is to go on: nobody is born unstopped.
+        let status = Command::new("kill").arg(format!("-{name}")).arg(&main).args(children.lines()).status();
+        assert!(status.is_ok_and(|s| s.success()), "kill -{name}");
+    }
+
+    /// Where its files are: `run` has the socket, `data` the configuration.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
     /// A superuser's connection.
     pub(crate) fn admin(&self, database: &str) -> Wire {
         Wire::connect(self.port, &Login::new("postgres", "secret", database)).expect("the cluster answers")

@@ -34,6 +34,13 @@ pub(crate) struct Settings {
     pub(crate) admin: String,
     pub(crate) log: String,
     pub(crate) routing: String,
+    /// More lines of `[listen]`; `PORT` is the proxy's port.
+    pub(crate) listen: String,
+    /// Host of source and target.
+    pub(crate) hosts: [String; 2],
+    /// More lines of `[source]` and `[target]`; replaces the password when it names one.
+    pub(crate) backend: String,
+    pub(crate) environment: Vec<(String, String)>,
     /// Share of `document` whose reads go to the target, in percent.
     pub(crate) document_reads_target: u32,
     /// Whole writes of `document` to the target.
@@ -60,6 +67,10 @@ impl Settings {
             admin: "admin_users = [\"alice\"]\nstats_users = [\"bob\"]".to_owned(),
             log: String::new(),
             routing: String::new(),
+            listen: String::new(),
+            hosts: ["127.0.0.1", "127.0.0.1"].map(str::to_owned),
+            backend: String::new(),
+            environment: Vec::new(),
             document_reads_target: 0,
             document_writes_target: false,
         }
@@ -92,13 +103,15 @@ impl Settings {
     fn toml(&self, port: u16, http: u16) -> String {
         let Self { source, target, database, pool_mode, pool_size, backend_tls, .. } = self;
         let mut toml = format!(
-            "[listen]\naddresses = [\"127.0.0.1:{port}\"]\n\n[auth]\n{}\n\n{}\n[pool]\nmode = \"{pool_mode}\"\nsize = {pool_size}\n",
-            self.auth, self.users
+            "[listen]\naddresses = [\"127.0.0.1:{port}\", \"[::1]:{port}\"]\n{}\n\n[auth]\n{}\n\n{}\n[pool]\nmode = \"{pool_mode}\"\nsize = {pool_size}\n",
+            self.listen, self.auth, self.users
         );
-        for (side, port) in [("source", source), ("target", target)] {
+        let secret = if self.backend.contains("password") { "" } else { "password = \"secret\"\n" };
+        for (side, port, host) in [("source", source, &self.hosts[0]), ("target", target, &self.hosts[1])] {
             let _ = write!(
                 toml,
-                "\n[{side}]\nhost = \"127.0.0.1\"\nport = {port}\ndatabase = \"{database}\"\nuser = \"postgres\"\npassword = \"secret\"\ntls = \"{backend_tls}\"\n"
+                "\n[{side}]\nhost = \"{host}\"\nport = {port}\ndatabase = \"{database}\"\nuser = \"postgres\"\n{secret}tls = \"{backend_tls}\"\n{}\n",
+                self.backend
             );
         }
         for (table, body) in [
@@ -174,6 +187,7 @@ impl Proxy {
         let child = Command::new(binary)
             .args(["serve", "--config"])
             .arg(self.config_file())
+            .envs(self.settings.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
