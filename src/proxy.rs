@@ -5,7 +5,7 @@ mod extended;
 mod global;
 mod login;
 mod operator;
-mod plans;
+pub mod plans;
 mod relay;
 mod serve;
 mod shard;
