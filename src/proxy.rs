@@ -8,7 +8,7 @@ mod host;
 mod leave;
 mod login;
 mod operator;
-mod plans;
+pub mod plans;
 mod relay;
 mod serve;
 mod shard;
