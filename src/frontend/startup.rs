@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use bytes::BufMut;
+use bytes::{BufMut, BytesMut};
 use tokio::time::timeout_at;
 
 use super::{
@@ -49,6 +49,9 @@ pub struct Login {
     pub id: u64,
     /// The socket.
     pub stream: Stream,
+    /// Still to be sent: `AuthenticationOk`, and what stands before it. It leaves with what the session begins with, as in
+    /// Postgres: a packet less for each login.
+    pub greeting: BytesMut,
     /// Bytes that arrived behind the last authentication message (a pipelining client).
     pub rest: Vec<u8>,
     /// Role name.
@@ -290,10 +293,11 @@ impl Attempt<'_> {
         conn.flush().await.map_err(ReadError::Io)?;
         Counters::count(&shared.counters.logins);
         tracing::debug!(client = self.id, %peer, user = found.user, database = found.database, "logged in");
-        let Buffered { stream, input, .. } = self.conn()?;
+        let Buffered { stream, input, output } = self.conn()?;
         Ok(Startup::Client(Box::new(Login {
             id: self.id,
             stream,
+            greeting: output,
             rest: input.to_vec(),
             user: found.user,
             database: found.database,

@@ -78,7 +78,7 @@ async fn console(shard: &Rc<Shard>, login: Login) {
             let error =
                 ClientError::fatal("28000", format!("user \"{}\" may not use the console", login.user))
                     .hint("Name the user in admin.admin_users or admin.stats_users.");
-            return last(login.stream, login.id, &error).await;
+            return last(login, &error).await;
         }
     };
     let mut key = [0; 4];
@@ -91,17 +91,30 @@ async fn console(shard: &Rc<Shard>, login: Login) {
         Some(Signal::Kill | Signal::Drain | Signal::Stop) => std::task::Poll::Ready(()),
         _ => std::task::Poll::Pending,
     });
-    if let Err(error) = console_wire::serve(login.stream, &login.rest, caller, &key, &console, stop).await {
+    let mut stream = login.stream;
+    let served = async {
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &login.greeting).await?;
+        console_wire::serve(stream, &login.rest, caller, &key, &console, stop).await
+    };
+    if let Err(error) = served.await {
         tracing::debug!(client = login.id, %error, "console session ended");
     }
     shard.clients.borrow_mut().remove(&login.id);
 }
 
 /// Says why, and closes.
-async fn last(stream: Stream, id: u64, error: &ClientError) {
-    let mut conn = Conn::new(stream, BytesMut::new());
+async fn last(login: Login, error: &ClientError) {
+    let id = login.id;
+    let mut conn = greeted(login.stream, login.greeting, b"");
     error.encode(id, &mut conn.output);
     say(conn).await;
+}
+
+/// The connection, with what is still to be said.
+fn greeted(stream: Stream, greeting: BytesMut, rest: &[u8]) -> Conn {
+    let mut conn = Conn::new(stream, rest.into());
+    conn.output = greeting;
+    conn
 }
 
 async fn say(mut conn: Conn) {
@@ -147,7 +160,7 @@ async fn begin(
         None
     };
     if let Some(error) = refusal {
-        last(login.stream, login.id, &error).await;
+        last(login, &error).await;
         return None;
     }
     let replicates = replication(&login);
@@ -163,7 +176,7 @@ async fn begin(
     let home = match home(shard, &pools[0], &waiting, mode).await {
         Ok(home) => home,
         Err(refused) => {
-            let mut conn = Conn::new(login.stream, BytesMut::new());
+            let mut conn = greeted(login.stream, login.greeting, b"");
             match &refused {
                 Refused::Server(frame) if is_well_formed(frame) => conn.output.extend_from_slice(frame),
                 Refused::Server(_) | Refused::Unreachable(_) | Refused::Timeout | Refused::Cancelled => {
@@ -182,7 +195,7 @@ async fn begin(
     let seen = ClientShared::new(login.id, &login, mode, process_id);
     shard.clients.borrow_mut().insert(login.id, Rc::clone(&seen));
     shard.global.register_cancel(process_id, &key, shard.index, login.id);
-    let mut conn = Conn::new(login.stream, login.rest.as_slice().into());
+    let mut conn = greeted(login.stream, login.greeting, &login.rest);
     let welcome: Rc<[(String, String)]> = match &home {
         Some(server) => server.parameters.as_slice().into(),
         None => pools[0].welcome.borrow().clone().unwrap_or_default(),
@@ -342,6 +355,6 @@ async fn relay_raw(mut conn: Conn, mut server: Server, seen: &ClientShared) {
 
 impl Global {
     fn count_cancel(&self, outcome: &'static str) {
-        self.metrics.counter(&crate::report::metrics::CANCEL_REQUESTS, &[outcome.into()]).increment(1);
+        self.metrics.add(&crate::report::metrics::CANCEL_REQUESTS, &[outcome.into()], 1);
     }
 }

@@ -260,7 +260,7 @@ pub(super) async fn collect(global: Arc<Global>) {
         ("wrong_password", read(&counters.failures)),
         ("timeout", read(&counters.timeouts)),
     ] {
-        metrics.counter(&names::LOGINS, &[outcome.into()]).absolute(n);
+        metrics.set(&names::LOGINS, &[outcome.into()], n);
     }
-    metrics.counter(&names::TLS_STUFFING_REFUSED, &[]).absolute(read(&counters.stuffed));
+    metrics.set(&names::TLS_STUFFING_REFUSED, &[], read(&counters.stuffed));
 }

@@ -111,8 +111,6 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     let (stop, stopping) = watch::channel(false);
     let accepting: Vec<_> = listeners.into_iter().map(|l| accept(l, stopping.clone(), &threads)).collect();
     let health = tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
-    let upkeep = Arc::clone(&metrics);
-    tokio::spawn(async move { upkeep.upkeep().await });
     if let Some(listener) = http {
         tokio::spawn(serve_http(Arc::clone(&global), listener, stopping.clone()));
     }

@@ -1,5 +1,4 @@
-//! Kept handles for the data path: counting a statement costs no lock, no lookup by name, and no allocation
-//! but for the blocks that histogram samples wait in.
+//! Kept handles for the data path: counting a statement costs no lock, no lookup by name and no allocation.
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
@@ -7,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use metrics::{Counter, Histogram};
-
-use super::metrics::{self as names, Metric, Metrics, Value};
+use super::{
+    metrics::{self as names, Metric, Metrics, Value},
+    tally::{Count, Times},
+};
 use crate::Side;
 
 /// What a statement does, as a label.
@@ -43,26 +43,26 @@ impl Op {
 }
 
 /// The handles of one data thread. Made anew ([`HotHandles::new`]) when the repositories change; the counts
-/// go on, because the same labels are the same counter.
+/// go on, because the same labels are summed.
 #[derive(Debug)]
 pub struct HotHandles {
     metrics: Arc<Metrics>,
     repositories: Vec<Repository>,
     /// Bytes received from clients.
-    pub client_received: Counter,
+    pub client_received: Count,
     /// Bytes sent to clients.
-    pub client_sent: Counter,
+    pub client_sent: Count,
     /// Bytes received from the backends, by [`Side::index`].
-    pub backend_received: [Counter; 2],
+    pub backend_received: [Count; 2],
     /// Bytes sent to the backends, by [`Side::index`].
-    pub backend_sent: [Counter; 2],
+    pub backend_sent: [Count; 2],
     /// Plans found in the cache.
-    pub plan_cache_hits: Counter,
+    pub plan_cache_hits: Count,
     /// Plans made.
-    pub plan_cache_misses: Counter,
-    commits: [Counter; 2],
-    rollbacks: [Counter; 2],
-    pool_wait: [Histogram; 2],
+    pub plan_cache_misses: Count,
+    commits: [Count; 2],
+    rollbacks: [Count; 2],
+    pool_wait: [Times; 2],
     unknown: Family,
 }
 
@@ -87,17 +87,16 @@ pub struct Totals {
 
 #[derive(Debug)]
 struct Queries {
-    count: Counter,
-    total: Cell<u64>,
-    seconds: Histogram,
+    count: Count,
+    seconds: Times,
 }
 
 /// Counters of one family that differ in one label. Its values are few, so a scan beats a hash.
 #[derive(Debug, Default)]
-struct Family(RefCell<Vec<(&'static str, Counter)>>);
+struct Family(RefCell<Vec<(&'static str, Count)>>);
 
 impl Family {
-    fn increment(&self, word: &'static str, make: impl FnOnce() -> Counter) {
+    fn increment(&self, word: &'static str, make: impl FnOnce() -> Count) {
         let mut family = self.0.borrow_mut();
         if let Some((_, counter)) = family.iter().find(|(w, _)| *w == word) {
             return counter.increment(1);
@@ -111,7 +110,7 @@ impl Family {
 impl HotHandles {
     /// `repositories` in the order of the policy: the index is the one given to the methods.
     pub fn new<'a>(metrics: &Arc<Metrics>, repositories: impl IntoIterator<Item = &'a str>) -> Self {
-        let by_side = |metric: &Metric| Side::BOTH.map(|side| metrics.counter(metric, &[side.into()]));
+        let by_side = |metric: &'static Metric| Side::BOTH.map(|side| metrics.counter(metric, &[side.into()]));
         let ended = |outcome: &'static str| {
             Side::BOTH.map(|side| metrics.counter(&names::TRANSACTIONS, &[side.into(), outcome.into()]))
         };
@@ -145,14 +144,12 @@ impl HotHandles {
         let handles = repository.queries[side.index()][op as usize].get_or_init(|| {
             let labels = [Value::Configured(&repository.name), side.into(), op.name().into()];
             Queries {
-                total: Cell::new(0),
                 count: self.metrics.counter(&names::QUERIES, &labels),
                 seconds: self.metrics.histogram(&names::QUERY_DURATION, &labels),
             }
         });
         handles.count.increment(1);
-        handles.total.set(handles.total.get() + 1);
-        handles.seconds.record(took.as_secs_f64());
+        handles.seconds.record(took);
     }
 
     /// A statement was routed, for this reason.
@@ -189,14 +186,14 @@ impl HotHandles {
 
     /// A client waited this long for a server connection.
     pub fn pool_wait(&self, side: Side, waited: Duration) {
-        self.pool_wait[side.index()].record(waited.as_secs_f64());
+        self.pool_wait[side.index()].record(waited);
     }
 
     /// What was counted, by repository.
     pub fn totals(&self) -> Vec<Totals> {
         let count = |r: &Repository, side: usize| {
             let ops = r.queries[side].iter().filter_map(OnceCell::get);
-            ops.map(|q| q.total.get()).sum()
+            ops.map(|q| q.count.get()).sum()
         };
         let totals = |r: &Repository| Totals {
             queries: [count(r, 0), count(r, 1)],
@@ -232,6 +229,7 @@ mod tests {
             hot.pool_wait(Side::Source, Duration::from_micros(50));
             hot.client_sent.increment(100);
         }
+        // The counts of handles that are gone are still there.
         let text = metrics.render();
         for line in [
             "crossfade_queries_total{repository=\"document\",backend=\"target\",op=\"read\"} 3",

@@ -1,8 +1,8 @@
 //! Every metric, declared once; `docs/metrics.md` shows the same table and a test compares the two.
 //!
-//! Counters and histograms live in the `metrics` exporter: kept handles cost nanoseconds. Gauges mirror
-//! state that lives elsewhere, so a callback sets them right before they are rendered; they are kept here
-//! because a label set that is no longer true (a removed repository, an old hash) must vanish at once.
+//! Counters and histograms are kept in [`Series`], with a writer per data thread. Gauges mirror
+//! state that lives elsewhere, so a callback sets them right before they are rendered; a
+//! label set that is no longer true (a removed repository, an old hash) must vanish at once.
 
 use std::{
     borrow::Cow,
@@ -14,25 +14,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use metrics::{Counter, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-
-use crate::{Side, report::process, route::policy::Policy};
+use super::{
+    process,
+    tally::{BUCKETS, Count, Series, Times},
+};
+use crate::{Side, route::policy::Policy};
 
 /// A future on the heap that any thread may drive.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Sets the gauges that mirror state; called right before rendering.
 pub type Collect = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
-
-/// Samples of histograms wait in memory until they are sorted into buckets this often.
-const UPKEEP: Duration = Duration::from_secs(1);
-
-/// Upper bounds of every histogram, in seconds: 0.1 ms to 60 s.
-pub const BUCKETS: &[f64] = &[
-    0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-    30.0, 60.0,
-];
 
 /// One metric family.
 #[derive(Debug, Eq, PartialEq)]
@@ -150,14 +142,16 @@ impl Value<'_> {
     }
 }
 
-/// Values of one family by the values of its labels.
-type Rows = BTreeMap<Vec<Cow<'static, str>>, f64>;
+/// Values of the labels, in the order of [`Metric::labels`].
+type Labels = Vec<Cow<'static, str>>;
+/// Values of one family of gauges.
+type Rows = BTreeMap<Labels, f64>;
 
 /// All metrics of one process (or of one test). Cheap to share as `Arc<Metrics>`.
+#[derive(Default)]
 pub struct Metrics {
-    recorder: PrometheusRecorder,
-    handle: PrometheusHandle,
     gauges: Mutex<BTreeMap<&'static str, Rows>>,
+    series: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Series>>>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -166,50 +160,51 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Metrics {
     /// Nothing counted yet.
     pub fn new() -> Self {
-        let recorder =
-            PrometheusBuilder::new().set_buckets(BUCKETS).expect("there are buckets").build_recorder();
-        for metric in ALL {
-            let (name, help) = (KeyName::from_const_str(metric.name), metric.help.into());
-            let unit: Option<Unit> = None;
-            match metric.kind {
-                Kind::Counter => recorder.describe_counter(name, unit, help),
-                Kind::Histogram => recorder.describe_histogram(name, unit, help),
-                Kind::Gauge => {}
-            }
-        }
-        let metrics = Self { handle: recorder.handle(), recorder, gauges: Mutex::default() };
+        let metrics = Self::default();
         metrics.gauge(&BUILD_INFO, &[env!("CARGO_PKG_VERSION").into()], 1.0);
         // A counter that is there from the start makes the first increase visible to `rate()`.
         for metric in ALL.iter().filter(|m| m.kind == Kind::Counter && m.labels.is_empty()) {
             if !metric.name.starts_with("process_") {
-                let _ = metrics.counter(metric, &[]);
+                metrics.add(metric, &[], 0);
             }
         }
         for result in ["ok", "refused"] {
-            let _ = metrics.counter(&CONFIG_RELOAD, &[result.into()]);
+            metrics.add(&CONFIG_RELOAD, &[result.into()], 0);
         }
         metrics
     }
 
-    /// A handle to count with; keep it where it is used often. The same labels give the same counter.
-    pub fn counter(&self, metric: &Metric, labels: &[Value<'_>]) -> Counter {
+    /// A counter for one thread to count with; keep it. The same labels are summed.
+    pub fn counter(&self, metric: &'static Metric, labels: &[Value<'_>]) -> Count {
         debug_assert_eq!(metric.kind, Kind::Counter, "{}", metric.name);
-        self.recorder.register_counter(&key(metric, labels), &METADATA)
+        self.with(metric, labels, Series::count)
     }
 
-    /// A handle to record seconds with; keep it where it is used often.
-    pub fn histogram(&self, metric: &Metric, labels: &[Value<'_>]) -> Histogram {
+    /// As above, a histogram.
+    pub fn histogram(&self, metric: &'static Metric, labels: &[Value<'_>]) -> Times {
         debug_assert_eq!(metric.kind, Kind::Histogram, "{}", metric.name);
-        self.recorder.register_histogram(&key(metric, labels), &METADATA)
+        self.with(metric, labels, Series::times)
+    }
+
+    /// Counts what is rare.
+    pub fn add(&self, metric: &'static Metric, labels: &[Value<'_>], n: u64) {
+        debug_assert_eq!(metric.kind, Kind::Counter, "{}", metric.name);
+        self.with(metric, labels, |series| series.add(n));
+    }
+
+    /// Sets a counter that somebody else keeps.
+    pub fn set(&self, metric: &'static Metric, labels: &[Value<'_>], n: u64) {
+        debug_assert_eq!(metric.kind, Kind::Counter, "{}", metric.name);
+        self.with(metric, labels, |series| series.set(n));
+    }
+
+    fn with<R>(&self, metric: &'static Metric, labels: &[Value<'_>], f: impl FnOnce(&mut Series) -> R) -> R {
+        debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+        let labels = labels.iter().map(|l| l.text()).collect();
+        f(lock(&self.series).entry(metric.name).or_default().entry(labels).or_default())
     }
 
     /// Sets one gauge.
@@ -217,7 +212,7 @@ impl Metrics {
         debug_assert_eq!(metric.kind, Kind::Gauge, "{}", metric.name);
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
         let labels = labels.iter().map(|l| l.text()).collect();
-        self.rows().entry(metric.name).or_default().insert(labels, value);
+        lock(&self.gauges).entry(metric.name).or_default().insert(labels, value);
     }
 
     /// Sets all gauges of a family: those not named are gone.
@@ -230,12 +225,12 @@ impl Metrics {
         let rows: Rows = rows.collect();
         debug_assert_eq!(metric.kind, Kind::Gauge, "{}", metric.name);
         debug_assert!(rows.keys().all(|k| k.len() == metric.labels.len()), "{}", metric.name);
-        self.rows().insert(metric.name, rows);
+        lock(&self.gauges).insert(metric.name, rows);
     }
 
     /// A configuration was accepted (at the start too): its hash and weights are in force from now on.
     pub fn config_accepted(&self, hash: &str, policy: &Policy) {
-        self.counter(&CONFIG_RELOAD, &["ok".into()]).increment(1);
+        self.add(&CONFIG_RELOAD, &["ok".into()], 1);
         self.replace(&CONFIG_INFO, [(vec![Value::Configured(hash)], 1.0)]);
         self.gauge(&CONFIG_LAST_RELOAD_SUCCESSFUL, &[], 1.0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -245,16 +240,25 @@ impl Metrics {
 
     /// A configuration was refused; the old one stays.
     pub fn config_refused(&self) {
-        self.counter(&CONFIG_RELOAD, &["refused".into()]).increment(1);
+        self.add(&CONFIG_RELOAD, &["refused".into()], 1);
         self.gauge(&CONFIG_LAST_RELOAD_SUCCESSFUL, &[], 0.0);
     }
 
     /// Everything, in Prometheus' text format.
     pub fn render(&self) -> String {
-        let mut out = self.handle.render();
-        for metric in ALL.iter().filter(|m| m.kind == Kind::Gauge) {
-            if let Some(rows) = self.rows().get(metric.name) {
-                write_family(&mut out, metric, rows);
+        let mut out = String::new();
+        for &metric in ALL {
+            match metric.kind {
+                Kind::Gauge => {
+                    if let Some(rows) = lock(&self.gauges).get(metric.name) {
+                        write_family(&mut out, metric, rows);
+                    }
+                }
+                Kind::Counter | Kind::Histogram => {
+                    if let Some(rows) = lock(&self.series).get(metric.name) {
+                        write_series(&mut out, metric, rows);
+                    }
+                }
             }
         }
         for (metric, value) in process::read() {
@@ -262,21 +266,10 @@ impl Metrics {
         }
         out
     }
+}
 
-    /// Sorts samples of histograms into their buckets once a second; without it they pile up between two
-    /// scrapes. Never ends: spawn it beside the HTTP endpoint.
-    pub async fn upkeep(&self) {
-        let mut ticks = tokio::time::interval(UPKEEP);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            self.handle.run_upkeep();
-        }
-    }
-
-    fn rows(&self) -> MutexGuard<'_, BTreeMap<&'static str, Rows>> {
-        self.gauges.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The class of an SQLSTATE, from the closed list of Postgres' appendix A: a server sends any five characters
@@ -291,14 +284,6 @@ pub fn sqlstate_class(sqlstate: &str) -> &'static str {
     CLASSES.iter().copied().find(|c| c.as_bytes() == class).unwrap_or("other")
 }
 
-const METADATA: Metadata<'static> = Metadata::new("crossfade", Level::INFO, None);
-
-fn key(metric: &Metric, labels: &[Value<'_>]) -> Key {
-    debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
-    let labels = metric.labels.iter().zip(labels).map(|(name, value)| Label::new(*name, value.text()));
-    Key::from_parts(metric.name, labels.collect::<Vec<_>>())
-}
-
 fn weights(policy: &Policy) -> impl Iterator<Item = (Vec<Value<'_>>, f64)> {
     policy.repositories.iter().flat_map(|repository| {
         [("read", repository.reads), ("write", repository.writes)].into_iter().flat_map(move |(op, share)| {
@@ -310,22 +295,56 @@ fn weights(policy: &Policy) -> impl Iterator<Item = (Vec<Value<'_>>, f64)> {
 }
 
 fn write_family(out: &mut String, metric: &Metric, rows: &Rows) {
-    let mut write = || {
-        writeln!(out, "# HELP {} {}", metric.name, metric.help)?;
-        writeln!(out, "# TYPE {} {}", metric.name, metric.kind.name())?;
-        for (labels, value) in rows {
-            out.write_str(metric.name)?;
-            let mut separator = '{';
-            for (name, value) in metric.labels.iter().zip(labels) {
-                let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-                write!(out, "{separator}{name}=\"{value}\"")?;
-                separator = ',';
-            }
-            writeln!(out, "{} {value}", if labels.is_empty() { "" } else { "}" })?;
+    write_head(out, metric);
+    for (labels, value) in rows {
+        write_row(out, metric, "", labels, None, value);
+    }
+    out.push('\n');
+}
+
+fn write_series(out: &mut String, metric: &Metric, rows: &BTreeMap<Labels, Series>) {
+    write_head(out, metric);
+    for (labels, series) in rows {
+        let totals = series.totals();
+        let [buckets @ .., nanos] = &totals[..] else { continue };
+        if metric.kind == Kind::Counter {
+            write_row(out, metric, "", labels, None, nanos);
+            continue;
         }
-        out.write_char('\n')
-    };
-    write().expect("a String takes all that is written");
+        let mut count = 0;
+        let bounds = BUCKETS.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+        for (bound, n) in bounds.zip(buckets) {
+            count += n;
+            write_row(out, metric, "_bucket", labels, Some(&bound), &count);
+        }
+        write_row(out, metric, "_sum", labels, None, &Duration::from_nanos(*nanos).as_secs_f64());
+        write_row(out, metric, "_count", labels, None, &count);
+    }
+    out.push('\n');
+}
+
+fn write_head(out: &mut String, metric: &Metric) {
+    let _ = writeln!(out, "# HELP {} {}", metric.name, metric.help);
+    let _ = writeln!(out, "# TYPE {} {}", metric.name, metric.kind.name());
+}
+
+fn write_row(
+    out: &mut String,
+    metric: &Metric,
+    suffix: &str,
+    labels: &Labels,
+    bound: Option<&str>,
+    value: &dyn std::fmt::Display,
+) {
+    let _ = write!(out, "{}{suffix}", metric.name);
+    let mut separator = '{';
+    let labels = metric.labels.iter().copied().zip(labels.iter().map(|v| &**v));
+    for (name, value) in labels.chain(bound.map(|bound| ("le", bound))) {
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let _ = write!(out, "{separator}{name}=\"{value}\"");
+        separator = ',';
+    }
+    let _ = writeln!(out, "{} {value}", if separator == '{' { "" } else { "}" });
 }
 
 #[cfg(test)]
@@ -404,7 +423,7 @@ mod tests {
     fn renders_every_kind() {
         let metrics = Metrics::new();
         metrics.counter(&LOGINS, &["ok".into()]).increment(3);
-        metrics.histogram(&POOL_WAIT, &[Side::Target.into()]).record(0.0007);
+        metrics.histogram(&POOL_WAIT, &[Side::Target.into()]).record(Duration::from_micros(700));
         metrics.gauge(&CLIENT_CONNECTIONS, &["idle".into()], 2.0);
         let text = metrics.render();
         for line in [

@@ -130,10 +130,8 @@ fn compatibility_names_real_tests() {
     let mut named = 0;
     let mut found = Vec::new();
     for quoted in document.text.split('`').skip(1).step_by(2) {
-        let test = quoted.starts_with("case ")
-            || quoted.contains("::")
-            || [Some("py"), Some("js")].contains(&quoted.rsplit_once('.').map(|(_, e)| e))
-            || quoted.ends_with(".js");
+        let script = quoted.rsplit_once('.').is_some_and(|(_, kind)| ["py", "js"].contains(&kind));
+        let test = script || quoted.starts_with("case ") || quoted.contains("::");
         if test && !quoted.starts_with("::") {
             named += 1;
             if !known.contains(quoted) {
