@@ -110,7 +110,8 @@ impl Family {
 impl HotHandles {
     /// `repositories` in the order of the policy: the index is the one given to the methods.
     pub fn new<'a>(metrics: &Arc<Metrics>, repositories: impl IntoIterator<Item = &'a str>) -> Self {
-        let by_side = |metric: &'static Metric| Side::BOTH.map(|side| metrics.counter(metric, &[side.into()]));
+        let by_side =
+            |metric: &'static Metric| Side::BOTH.map(|side| metrics.counter(metric, &[side.into()]));
         let ended = |outcome: &'static str| {
             Side::BOTH.map(|side| metrics.counter(&names::TRANSACTIONS, &[side.into(), outcome.into()]))
         };

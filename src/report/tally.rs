@@ -25,7 +25,11 @@ const NANOS: [u64; BUCKETS.len()] = {
     let mut nanos = [0; BUCKETS.len()];
     let mut at = 0;
     while at < nanos.len() {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole nanoseconds below 2^36")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "whole nanoseconds below 2^36"
+        )]
         let bound = (BUCKETS[at] * 1e9 + 0.5) as u64;
         nanos[at] = bound;
         at += 1;
