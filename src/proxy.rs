@@ -2,8 +2,10 @@
 
 mod client;
 mod extended;
+mod feed;
 mod global;
 mod host;
+mod leave;
 mod login;
 mod operator;
 mod plans;

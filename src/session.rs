@@ -6,3 +6,4 @@ pub mod pipeline;
 pub mod prepared;
 pub mod settings;
 pub mod transaction;
+pub mod words;

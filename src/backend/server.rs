@@ -45,6 +45,9 @@ pub struct Server {
     pub status: Status,
     /// Code whose effects on the session are not known has run: clean before another client gets it.
     pub tainted: bool,
+    /// Not for another client, whatever ReadyForQuery says: after a simple Query in an extended batch Postgres 18 says
+    /// that it is idle and then fails with XX000.
+    pub spent: bool,
     /// The client served last.
     pub last_client: u64,
     /// When it was opened.
@@ -189,6 +192,7 @@ impl Server {
     /// of more than a few rows, nor for what may wait for a lock: after an answer that did not come in time the
     /// connection is of no more use.
     pub async fn query(&mut self, sql: &str, buffers: &Buffers) -> Result<Rows, QueryError> {
+        self.known.remove(b""); // as every simple Query does
         frame::put_query(&mut self.conn.output, sql);
         let limit = self.patience;
         match tokio::time::timeout(limit, self.settle_hidden(buffers)).await {
@@ -277,6 +281,11 @@ impl Server {
     /// Notes that DISCARD ALL was done.
     pub fn forget(&mut self) {
         self.known.clear();
+        self.discarded();
+    }
+
+    /// The same, but for the names of prepared statements.
+    pub fn discarded(&mut self) {
         self.settings = Settings::default();
         self.tainted = false;
     }
@@ -338,7 +347,10 @@ impl Server {
 
     /// Is nothing outstanding, so that another client may have it?
     pub fn is_clean(&self) -> bool {
-        self.status == Status::Idle && self.conn.input.is_empty() && self.conn.output.is_empty()
+        !self.spent
+            && self.status == Status::Idle
+            && self.conn.input.is_empty()
+            && self.conn.output.is_empty()
     }
 }
 
@@ -373,6 +385,7 @@ impl Travelling {
             gate: Rc::default(),
             patience: self.patience,
             lease: None,
+            spent: false,
             permit: self.permit,
         })
     }

@@ -41,7 +41,7 @@ pub struct Inputs<'a> {
     pub environment: &'a [(String, String)],
     /// Reads the files that the configuration names.
     pub read: &'a dyn Fn(&Path) -> io::Result<Contents>,
-    /// What `listen.threads = 0` means.
+    /// `listen.threads = 0` means half of them.
     pub cores: usize,
     /// Generation of the policy to make.
     pub generation: u64,
@@ -160,7 +160,8 @@ impl Checker<'_> {
             }
         }
         let threads = match part.number("threads") {
-            0 => self.inputs.cores.max(1),
+            // The kernel's share of a relayed statement is several times ours, and part of it runs on other cores.
+            0 => (self.inputs.cores / 2).max(1),
             n => n,
         };
         let backlog = u32::try_from(part.number("backlog")).expect("the schema bounds it");

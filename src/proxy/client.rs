@@ -290,13 +290,26 @@ impl Client {
         let mut at = 0;
         loop {
             let input = &self.conn.input[at..];
-            let Some((tag, length)) = frame::header(input).map_err(|_| lost_sync())? else { return Ok(None) };
+            let Some((tag, length)) = frame::header(input).map_err(|_| lost_sync(self.id()))? else {
+                return Ok(None);
+            };
+            if length > MAX_POSTGRES {
+                return Err(lost_sync(self.id()));
+            }
             if length > self.current.config.limits.max_message_bytes.saturating_add(1) {
                 return Err(too_long(length, &self.current));
             }
             let whole = input.len() >= length;
-            let message = Frontend::from_tag(tag).ok_or_else(|| bad_tag(tag))?;
+            let message = match Frontend::from_tag(tag) {
+                Some(message) => message,
+                // What came before it is answered first.
+                None if at > 0 => return Ok(Some(Unit::Extended { length: at, complete: false })),
+                None => return Err(bad_tag(tag)),
+            };
             match message {
+                Frontend::Password if at > 0 => {
+                    return Ok(Some(Unit::Extended { length: at, complete: false }));
+                }
                 Frontend::Terminate => return Err(End::Gone),
                 Frontend::Password => return Err(bad_tag(tag)),
                 Frontend::Query | Frontend::FunctionCall if at == 0 => {
@@ -372,7 +385,7 @@ impl Client {
     async fn skip_to_sync(&mut self) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
         loop {
-            if let Some((tag, length)) = frame::header(&self.conn.input).map_err(|_| lost_sync())? {
+            if let Some((tag, length)) = frame::header(&self.conn.input).map_err(|_| lost_sync(self.id()))? {
                 if length > self.current.config.limits.max_message_bytes.saturating_add(1) {
                     return Err(too_long(length, &self.current));
                 }
@@ -398,63 +411,6 @@ impl Client {
             }
         }
     }
-
-    /// Says good-bye to the client, and gives its servers back or closes them.
-    async fn leave(&mut self, end: End) {
-        let shard = Rc::clone(&self.shard);
-        let error = match &end {
-            End::Error(error) => Some(error),
-            End::Gone | End::Io(_) | End::ServerSaid => None,
-        };
-        if let End::Io(error) = &end {
-            tracing::debug!(client = self.id(), %error, "the client's socket failed");
-        }
-        if let Some(error) = error {
-            tracing::info!(client = self.id(), sqlstate = error.sqlstate, message = %error.message, "client ended");
-            ClientError { fatal: true, ..error.clone() }.encode(self.id(), &mut self.conn.output);
-        }
-        if matches!(end, End::Error(_) | End::ServerSaid) {
-            let flush = poll_fn(|cx| self.conn.poll_flush(cx, &shard.buffers));
-            let _ = tokio::time::timeout(GOODBYE, flush).await;
-            let close = poll_fn(|cx| {
-                tokio::io::AsyncWrite::poll_shutdown(std::pin::Pin::new(&mut self.conn.stream), cx)
-            });
-            let _ = tokio::time::timeout(GOODBYE, close).await;
-        }
-        for side in Side::BOTH {
-            if let Some(server) = self.servers[side.index()].take() {
-                self.retire(server);
-            }
-        }
-    }
-
-    /// A server connection whose client has left: cleaned for the next one, or closed.
-    fn retire(&self, mut server: Box<Server>) {
-        let shard = Rc::clone(&self.shard);
-        let pool = Rc::clone(&self.pools[server.side.index()]);
-        if self.shared.running.borrow().is_some() {
-            // It still works for nobody: stop it, else it would run on until it tries to answer.
-            if let Some(running) = self.shared.running.take() {
-                shard.send_cancel(running);
-            }
-            // In the middle of a COPY or a message a server can only be told by the end of the connection.
-            if !self.pipeline.copies_in() && server.conn.output.is_empty() {
-                shard.close_when_cancelled(server);
-            }
-            return;
-        }
-        if !server.is_clean() || !self.pipeline.is_idle() || shard.is_draining() {
-            shard.close(server);
-            return;
-        }
-        tokio::task::spawn_local(async move {
-            let gate = Rc::clone(&server.gate);
-            gate.clear().await;
-            if server.discard(&shard.buffers).await.is_ok() && server.is_clean() {
-                shard.give_back(&pool, server, Instant::now());
-            }
-        });
-    }
 }
 
 /// What a client is told when it is ended from outside.
@@ -475,8 +431,10 @@ pub(super) fn last_words(signal: Signal) -> ClientError {
     }
 }
 
-fn lost_sync() -> End {
-    End::Error(ClientError::fatal("08P01", "invalid message length"))
+/// A length that no message has: what follows cannot be read. Postgres closes the connection without a word.
+pub(super) fn lost_sync(client: u64) -> End {
+    tracing::info!(client, "invalid message length");
+    End::Gone
 }
 
 fn bad_tag(tag: u8) -> End {
@@ -495,8 +453,8 @@ fn too_long(length: usize, current: &Current) -> End {
 const MAX_BATCH: usize = 1 << 20;
 /// Answers not taken by the client beyond which no further unit is begun.
 const MAX_UNSENT: usize = 1 << 20;
-/// How long last words may take.
-const GOODBYE: std::time::Duration = std::time::Duration::from_secs(2);
+/// Postgres' own limit of a message's length, and the tag (`PQ_LARGE_MESSAGE_LIMIT`).
+const MAX_POSTGRES: usize = 0x3fff_fffe + 1;
 
 #[cfg(test)]
 mod tests {

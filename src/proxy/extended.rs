@@ -15,8 +15,9 @@ use crate::{
     session::{
         pipeline::Expect,
         prepared::{self, Naming, Prepared},
+        transaction::Status,
     },
-    statement::{Effect, Kind, Plan},
+    statement::{Effect, Kind, Pin, Plan},
     wire::{
         conn::shift,
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -195,6 +196,9 @@ impl Client {
         flight: &mut Flight,
     ) -> Translation {
         let mut fields = Fields(body);
+        if self.pipeline.skips() && tag != b'S' {
+            return Translation::Keep; // the server reads it and does nothing
+        }
         // What cannot be read is sent as it is: the server refuses it in its own words.
         match Frontend::from_tag(tag) {
             Some(Frontend::Parse) => {
@@ -203,9 +207,7 @@ impl Client {
                 {
                     return self.send_parse(name, (sql, types), statement, server, out);
                 }
-                self.registry.touch(b"");
-                server.known.touch(b"");
-                self.keep(Expect::Parse)
+                self.keep(Expect::Malformed)
             }
             Some(Frontend::Bind) => {
                 let renamed = match (fields.cstr(), fields.cstr()) {
@@ -264,6 +266,10 @@ impl Client {
                 self.keep(Expect::Execute)
             }
             Some(Frontend::Sync) => self.keep(Expect::Sync),
+            Some(Frontend::CopyDone | Frontend::CopyFail) => {
+                self.pipeline.copy_ended();
+                Translation::Keep
+            }
             _ => Translation::Keep,
         }
     }
@@ -309,6 +315,9 @@ impl Client {
         server: &mut Server,
         out: &mut BytesMut,
     ) -> Translation {
+        if self.naming() == Naming::Content && names_in(&statement.plan.borrow().plan).next().is_some() {
+            self.pin(Pin::PrepareInBatch);
+        }
         let naming = self.naming();
         let map = &self.current.catalog.type_source_to_target;
         let mapped = server.side == Side::Target && types.len() > 2 && !map.is_empty();
@@ -318,6 +327,13 @@ impl Client {
         let on_server = theirs.as_ref().map_or(name, |s| s.server_name(name, naming));
         if !taken && naming == Naming::Content && server.known.get(on_server) == Some(statement.number) {
             self.registry.set(name, Some(statement));
+            if self.txn.status == Status::Failed {
+                // Only the server knows whether a failed transaction takes it: asked under no name.
+                server.known.set(b"", Some(prepared::NOBODYS));
+                self.pipeline.sent(Expect::Parse);
+                frame::put_parse(out, b"", sql, types);
+                return Translation::Replace;
+            }
             self.pipeline.sent(Expect::OwnParseComplete);
             return Translation::Replace;
         }
@@ -325,6 +341,9 @@ impl Client {
             server.known.touch(on_server);
             self.registry.touch(name);
         } else {
+            if !name.is_empty() {
+                self.forget_name(on_server, server, out);
+            }
             self.make_room(server, out);
             server.known.set(on_server, Some(statement.number));
             self.registry.set(name, Some(statement));
@@ -360,21 +379,41 @@ impl Client {
         server: &mut Server,
         out: &mut BytesMut,
     ) -> Option<Rc<Statement>> {
-        let statement = Rc::clone(self.registry.get(name)?);
+        let inner = self.registry.get(name).and_then(|statement| {
+            names_in(&statement.plan.borrow().plan).next().map(|inner| inner.as_bytes().to_vec())
+        });
+        if let Some(inner) = inner.filter(|inner| inner != name) {
+            self.ensure_one(&inner, server, out); // the text of a Parse is EXECUTE
+        }
+        self.ensure_one(name, server, out)
+    }
+
+    fn ensure_one(&mut self, name: &[u8], server: &mut Server, out: &mut BytesMut) -> Option<Rc<Statement>> {
+        let Some(statement) = self.registry.get(name).map(Rc::clone) else {
+            // What the server knows by this name is another client's, or was closed on the other side.
+            self.forget_name(name, server, out);
+            return None;
+        };
         let on_server = statement.server_name(name, self.naming());
         match server.known.get(on_server) {
             Some(number) if number == statement.number => {}
             other => {
                 if other.is_some() && !on_server.is_empty() {
-                    frame::put_close_statement(out, on_server);
-                    server.known.set(on_server, None);
-                    self.pipeline.sent(Expect::HiddenClose);
+                    self.forget_name(on_server, server, out);
                 }
                 self.make_room(server, out);
                 self.put_statement(&statement, on_server, server, out);
             }
         }
         if on_server == name { None } else { Some(statement) }
+    }
+
+    fn forget_name(&mut self, on_server: &[u8], server: &mut Server, out: &mut BytesMut) {
+        if server.known.get(on_server).is_some() {
+            frame::put_close_statement(out, on_server);
+            server.known.set(on_server, None);
+            self.pipeline.sent(Expect::HiddenClose);
+        }
     }
 
     fn put_statement(&mut self, statement: &Statement, name: &[u8], server: &mut Server, out: &mut BytesMut) {
@@ -387,6 +426,15 @@ impl Client {
             frame::put_parse(out, name, &statement.sql, &types);
         } else {
             statement.put(name, out, &mut server.known, &mut self.pipeline);
+        }
+    }
+
+    /// SQL-level PREPARE, EXECUTE and DEALLOCATE whose text cannot be changed: from here on the session keeps its server
+    /// connection, and what they name is prepared there under the client's name.
+    pub(super) fn pin_names(&mut self, plan: &Plan, server: &mut Server, out: &mut BytesMut) {
+        for name in names_in(plan) {
+            self.pin(Pin::PrepareInBatch);
+            self.ensure(name.as_bytes(), server, out);
         }
     }
 
@@ -419,6 +467,17 @@ impl Client {
     }
 }
 
+/// Names of prepared statements in SQL.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the other kinds name none")]
+pub(super) fn names_in(plan: &Plan) -> impl Iterator<Item = &str> {
+    plan.statements.iter().filter_map(|statement| match &statement.kind {
+        Kind::Prepare { name, .. } | Kind::Execute { name } | Kind::Deallocate { name: Some(name) } => {
+            Some(&**name)
+        }
+        _ => None,
+    })
+}
+
 fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {
     if out.is_empty() {
         return Translation::Keep;
@@ -429,7 +488,12 @@ fn finish(out: &mut BytesMut, tag: u8, body: &[u8]) -> Translation {
 
 /// Name, text and raw types of a Parse body.
 fn parse_fields(mut fields: Fields<'_>) -> Result<[&[u8]; 3], Malformed> {
-    Ok([fields.cstr()?, fields.cstr()?, fields.0])
+    let (name, sql) = (fields.cstr()?, fields.cstr()?);
+    let whole = |(count, oids): (&[u8; 2], &[u8])| oids.len() == 4 * usize::from(u16::from_be_bytes(*count));
+    if !fields.0.split_first_chunk().is_some_and(whole) {
+        return Err(Malformed("invalid message format"));
+    }
+    Ok([name, sql, fields.0])
 }
 
 /// A scratch buffer that a long statement has grown beyond this is not kept.

@@ -17,14 +17,15 @@ use crate::{
     Side,
     backend::server::Server,
     catalog::Catalog,
-    error::ClientError,
+    config::PoolMode,
     session::{
         pipeline::{Expect, Reaction},
         transaction::Status,
+        words::{self, Moved},
     },
     wire::{
         conn::shift,
-        frame::{self, Backend, Frontend, HEADER},
+        frame::{self, Backend, HEADER},
         oids::{self, Nested, Shape},
     },
 };
@@ -54,6 +55,12 @@ pub(super) struct Flight {
     pub(super) described: VecDeque<Option<Rc<super::client::Statement>>>,
     /// The tag of the last CommandComplete was `ROLLBACK`.
     pub(super) rolled_back: bool,
+    /// The text was sent with another name of a prepared statement in it: the client's name, and what that moved.
+    pub(super) renamed: Option<(Box<[u8]>, Moved)>,
+    /// What messages of the client executed that came after the unit was begun.
+    pub(super) later: Vec<Rc<super::plans::Entry>>,
+    /// The client broke the protocol: the server has been told, nothing more is read.
+    pub(super) deaf: bool,
 }
 
 /// A portal on the target: whose rows they are, and in which formats.
@@ -150,18 +157,24 @@ impl Client {
                     }
                     Poll::Pending => {}
                 }
-                if progress && self.pipeline.is_idle() {
+                if progress && self.is_over(server, flight) {
                     return Poll::Ready(Ok(()));
                 }
             }
             progress |= self.poll_client(cx, server, flight)?;
-            if self.pipeline.is_idle() && server.conn.output.is_empty() {
+            if self.is_over(server, flight) {
                 return Poll::Ready(Ok(()));
             }
             if !progress {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Nothing is outstanding, and the server is not in the middle of a message: CopyData of which half was sent when
+    /// the COPY failed must be sent to its end.
+    fn is_over(&self, server: &Server, flight: &Flight) -> bool {
+        self.pipeline.is_idle() && flight.feeding == 0 && server.conn.output.is_empty()
     }
 
     fn interrupted(&mut self, signal: Signal) -> Result<(), Broken> {
@@ -203,7 +216,8 @@ impl Client {
         flight: &mut Flight,
     ) -> Result<bool, Broken> {
         let shard = Rc::clone(&self.shard);
-        let wanted = self.pipeline.is_open() || self.pipeline.copies_in();
+        let wanted =
+            !flight.deaf && (self.pipeline.is_open() || self.pipeline.copies_in() || flight.feeding > 0);
         if wanted && !server.conn.output.is_empty() {
             return Ok(false); // the server does not take what it was sent: no more for now
         }
@@ -261,7 +275,7 @@ impl Client {
             self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
             let error = (message == Backend::Error).then(|| &server.conn.input[at..at + length]);
-            let renamed = error.and_then(|error| self.registry.error_in_clients_words(error));
+            let renamed = error.and_then(|error| self.in_client_words(error, flight));
             let mut lost = Vec::new();
             match (self.pipeline.answered(message, &mut lost), renamed) {
                 (Reaction::Forward, None) => at += length,
@@ -359,6 +373,10 @@ impl Client {
                 flight.sqlstate = frame::error_field(body, b'C').and_then(|c| c.try_into().ok());
                 let severity = frame::error_field(body, b'V').or_else(|| frame::error_field(body, b'S'));
                 flight.fatal = severity.is_some_and(|s| s == b"FATAL" || s == b"PANIC");
+                // "cached plan must not change result type", in whatever language.
+                if frame::error_field(body, b'R') == Some(b"RevalidateCachedQuery") {
+                    self.registry.named().for_each(|(_, statement)| self.shard.disown(statement));
+                }
                 if flight.fatal && flight.retryable && !flight.answered {
                     return Err(Broken::Server(frame::error_text(&server.conn.input[range])));
                 }
@@ -399,6 +417,24 @@ impl Client {
         Ok(())
     }
 
+    /// An error that speaks of a name or a text that is not the client's, made to speak of the client's.
+    fn in_client_words(&self, error: &[u8], flight: &Flight) -> Option<bytes::BytesMut> {
+        // A session that is pinned by now may have sent it when it was not.
+        if self.shared.mode == PoolMode::Session && flight.renamed.is_none() {
+            return None;
+        }
+        let name_of = |number| {
+            if let Some((name, _)) = &flight.renamed {
+                return Some(name.to_vec());
+            }
+            let parse = self.pipeline.next() == Some(Expect::Parse);
+            let refused = || self.registry.pending_name(self.pipeline.changes_outstanding().0);
+            let name = if parse { refused() } else { self.registry.name_of(number) };
+            name.map(<[u8]>::to_vec)
+        };
+        words::in_client_words(error, name_of, flight.renamed.as_ref().map(|(_, moved)| *moved))
+    }
+
     /// An SQL-level PREPARE, DEALLOCATE or DISCARD was carried out.
     fn carried_out(&mut self, tag: &[u8], server: &mut Server, flight: &mut Flight) {
         let due = match flight.awaited.front() {
@@ -412,30 +448,32 @@ impl Client {
             return;
         }
         let naming = self.naming();
+        // What the client has sent behind it is noted already, and may still fail.
+        let (pending, on_server) = self.pipeline.changes_outstanding();
         match flight.awaited.pop_front() {
             Some(Awaited::Prepare { name, statement }) => {
-                server.known.set(statement.server_name(&name, naming), Some(statement.number));
-                self.registry.set(&name, Some(statement));
+                let name_there = statement.server_name(&name, naming);
+                server.known.set_before(on_server, name_there, Some(statement.number));
+                self.registry.set_before(pending, &name, Some(statement));
             }
             Some(Awaited::Deallocate { name }) => {
                 if let Some(statement) = self.registry.get(&name) {
-                    server.known.remove(statement.server_name(&name, naming));
+                    server.known.set_before(on_server, statement.server_name(&name, naming), None);
                 }
-                self.registry.set(&name, None);
+                self.registry.set_before(pending, &name, None);
             }
             Some(Awaited::DeallocateAll) => {
-                self.registry.clear();
-                server.known.clear();
+                self.registry.clear_before(pending);
+                server.known.clear_before(on_server);
             }
             Some(Awaited::DiscardAll) => {
-                self.registry.clear();
-                server.forget();
+                self.registry.clear_before(pending);
+                server.known.clear_before(on_server);
+                server.discarded();
                 self.discarded();
             }
             None => {}
         }
-        self.registry.settle();
-        server.known.settle();
     }
 
     /// Answers of our own whose turn has come; what stands before them (`at` bytes) goes first. The rest of `at`.
@@ -450,71 +488,21 @@ impl Client {
 
     /// The server skips these: names are again what they were.
     fn undo(&mut self, lost: &[Expect], server: &mut Server) {
-        self.registry.undo(lost.iter().filter(|e| e.changes_client()).count());
-        server.known.undo(lost.iter().filter(|e| e.changes_server()).count());
-    }
-
-    /// Sends on what the client said meanwhile.
-    fn feed(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
-        let shard = Rc::clone(&self.shard);
-        loop {
-            if flight.feeding > 0 {
-                let n = flight.feeding.min(self.conn.input.len());
-                shift(&mut self.conn.input, n, &mut server.conn.output, &shard.buffers);
-                flight.feeding -= n;
-                if flight.feeding > 0 {
-                    return Ok(());
-                }
-            }
-            if !self.pipeline.is_open() && !self.pipeline.copies_in() {
-                return Ok(());
-            }
-            let Some((tag, length)) = frame::header(&self.conn.input)? else { return Ok(()) };
-            let message = Frontend::from_tag(tag).ok_or_else(|| {
-                End::Error(ClientError::fatal("08P01", format!("invalid frontend message type {tag}")))
-            })?;
-            let copying = self.pipeline.copies_in();
-            match message {
-                Frontend::Terminate => return Err(End::Gone),
-                Frontend::CopyData => {
-                    flight.feeding = length;
-                    continue;
-                }
-                _ if self.conn.input.len() < length => {
-                    if length > self.current.config.limits.max_message_bytes {
-                        return Err(End::Error(ClientError::fatal("08P01", "message is too long")));
-                    }
-                    return Ok(());
-                }
-                Frontend::CopyDone | Frontend::CopyFail => self.pipeline.copy_ended(),
-                // A COPY reads and ignores Sync and Flush; anything else is the server's to refuse.
-                _ if copying => {}
-                Frontend::Sync => self.pipeline.sent(Expect::Sync),
-                Frontend::Query => {
-                    self.registry.drop_unnamed();
-                    server.known.remove(b"");
-                    self.pipeline.sent(Expect::Query);
-                }
-                Frontend::FunctionCall => self.pipeline.sent(Expect::Function),
-                Frontend::Flush | Frontend::Password => {}
-                Frontend::Bind
-                | Frontend::Close
-                | Frontend::Describe
-                | Frontend::Execute
-                | Frontend::Parse => {
-                    self.continue_batch(length, server, flight)?;
-                    continue;
-                }
-            }
-            shift(&mut self.conn.input, length, &mut server.conn.output, &shard.buffers);
+        let client = lost.iter().filter(|e| e.changes_client()).count();
+        let on_server = lost.iter().filter(|e| e.changes_server()).count();
+        // A Parse of the unnamed statement destroys the one before it, also when it fails.
+        let failed = lost.first().copied();
+        let unnamed = failed == Some(Expect::Parse) && self.registry.pending_name(client) == Some(b"");
+        let parse = matches!(failed, Some(Expect::Parse | Expect::HiddenParse));
+        let unnamed_there = parse && server.known.pending_name(on_server) == Some(b"");
+        self.registry.undo(client);
+        server.known.undo(on_server);
+        if unnamed {
+            self.registry.drop_unnamed();
         }
-    }
-
-    /// One message more of an open batch: it stays where the batch is.
-    fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
-        let mut survey = self.survey(length)?;
-        self.stay_on(server.side, &survey)?;
-        self.translate(length, &mut survey, server, flight)
+        if unnamed_there {
+            server.known.remove(b"");
+        }
     }
 }
 

@@ -277,7 +277,7 @@ async fn watch_backends(global: Arc<Global>, controls: Arc<Controls>, mut known:
 
 type Threads = Arc<Vec<(mpsc::Sender<Message>, Arc<AtomicUsize>)>>;
 
-/// One thread and runtime per core: half the futex calls of a shared one, and no lock on the way of a statement.
+/// Threads with a runtime of their own: half the futex calls of a shared one, and no lock on the way of a statement.
 fn start_threads(
     global: &Arc<Global>,
     config: &Config,

@@ -161,6 +161,13 @@ impl Shard {
         statement
     }
 
+    /// The table behind a statement has changed: servers that know it refuse it for good, so who prepares the same
+    /// text again gets a statement of a new number.
+    pub(super) fn disown(&self, statement: &Statement) {
+        let key = (statement.sql.clone(), statement.types.clone());
+        self.interned.borrow_mut().remove(&key);
+    }
+
     /// The pool of connections with these properties.
     pub(super) fn pool(self: &Rc<Self>, key: PoolKey, credentials: Credentials) -> Rc<Pool> {
         if let Some(pool) = self.pools.borrow().get(&key) {
@@ -239,6 +246,7 @@ impl Shard {
             settings: crate::session::settings::Settings::default(),
             status: crate::session::transaction::Status::Idle,
             tainted: false,
+            spent: false,
             last_client: 0,
             opened: now,
             info,

@@ -25,7 +25,7 @@ use crate::{
     },
     error::ClientError,
     route::{self, Block, Decision, Footprint, Reason, TransactionState, Work},
-    session::{pipeline::Expect, settings, transaction::Status},
+    session::{pipeline::Expect, settings, transaction::Status, words::Moved},
     statement::{Control, Effect, Isolation, Kind, Pin},
     wire::{
         conn::{Conn, shift},
@@ -68,7 +68,10 @@ impl Client {
         }
         let survey = match unit {
             Unit::Simple { length, function } => self.survey_simple(length, function),
-            Unit::Extended { length: 5, complete: true } if self.conn.input[0] == b'S' => {
+            // Behind `Parse ... Query` without a Sync, Postgres 18 is in a transaction that this Sync ends.
+            Unit::Extended { length: 5, complete: true }
+                if self.conn.input[0] == b'S' && self.txn.status == Status::Idle =>
+            {
                 self.conn.consume(5, &self.shard.buffers);
                 frame::put_ready(&mut self.conn.output, self.txn.status.byte());
                 return Ok(());
@@ -89,7 +92,7 @@ impl Client {
         }
     }
 
-    fn survey_simple(&mut self, length: usize, function: bool) -> Survey {
+    pub(super) fn survey_simple(&mut self, length: usize, function: bool) -> Survey {
         let mut survey = Survey::default();
         let text = frame::query_text(&self.conn.input[HEADER..length]);
         if !function && let Ok(text) = text {
@@ -234,6 +237,11 @@ impl Client {
             };
             match broken {
                 None => {
+                    if !flight.later.is_empty() {
+                        survey.executed.append(&mut flight.later);
+                        survey.text = None;
+                        choice.footprint = self.footprint(&survey);
+                    }
                     let now = Instant::now();
                     let traffic =
                         [&mut self.conn, &mut server.conn].map(|conn| std::mem::take(&mut conn.traffic));
@@ -472,8 +480,10 @@ impl Client {
         match unit {
             Unit::Simple { function, .. } => {
                 self.pipeline.sent(if function { Expect::Function } else { Expect::Query });
-                self.registry.drop_unnamed();
-                server.known.remove(b"");
+                if !function {
+                    self.registry.drop_unnamed();
+                    server.known.remove(b"");
+                }
                 if let Some(entry) = &survey.query
                     && entry.plan.statements.iter().any(names_statement)
                 {
@@ -501,6 +511,9 @@ impl Client {
         let text = text.to_vec();
         let [only] = &entry.plan.statements[..] else {
             self.make_all_known(server).await?;
+            for name in super::extended::names_in(&entry.plan) {
+                self.make_known(name.as_bytes(), server).await?;
+            }
             self.await_tags(&entry.plan, None, flight);
             return Ok(false);
         };
@@ -518,7 +531,10 @@ impl Client {
                     })
                 }
             };
-            return Ok(self.send_renamed(&text, name.as_bytes(), &new, length, server));
+            if !taken && server.known.get(&new).is_some() {
+                self.make_known(name.as_bytes(), server).await?; // closed on the other side: here as well
+            }
+            return Ok(self.send_renamed(&text, (name.as_bytes(), &new), length, server, flight));
         }
         let (Kind::Execute { name } | Kind::Deallocate { name: Some(name) }) = &only.kind else {
             self.await_tags(&entry.plan, Some(&text), flight);
@@ -529,22 +545,29 @@ impl Client {
         self.await_tags(&entry.plan, Some(&text), flight);
         let Some(statement) = self.registry.get(&name) else { return Ok(false) };
         let new = statement.server_name(&name, self.naming()).to_vec();
-        Ok(self.send_renamed(&text, &name, &new, length, server))
+        Ok(self.send_renamed(&text, (&name, &new), length, server, flight))
     }
 
     fn send_renamed(
         &mut self,
         text: &[u8],
-        old: &[u8],
-        new: &[u8],
+        (old, new): (&[u8], &[u8]),
         length: usize,
         server: &mut Server,
+        flight: &mut Flight,
     ) -> bool {
         if old == new {
             return false;
         }
         let Some(span) = crate::session::prepared::name_span(text) else { return false };
         let renamed = crate::session::prepared::renamed(text, &span, new);
+        let characters = |bytes: &[u8]| String::from_utf8_lossy(bytes).chars().count();
+        let moved = Moved {
+            at: characters(&text[..span.start]) + 1,
+            old: characters(&text[span]),
+            new: characters(new) + 2,
+        };
+        flight.renamed = Some((old.into(), moved));
         frame::put(&mut server.conn.output, b'Q', |b| {
             b.extend_from_slice(&renamed);
             b.extend_from_slice(&[0]);

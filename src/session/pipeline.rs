@@ -27,6 +27,8 @@ pub enum Expect {
     Close,
     /// The client's Close of a portal.
     ClosePortal,
+    /// What the server will refuse: it changes nothing.
+    Malformed,
     /// A Close of ours, to make room or to replace an older statement of the name.
     HiddenClose,
     /// Bind and Execute of ours (an SQL-level PREPARE replayed on this server).
@@ -39,23 +41,39 @@ pub enum Expect {
     OwnCloseComplete,
     /// A simple Query.
     Query,
+    /// The same behind extended messages without a Sync: it is skipped when one of them fails.
+    QueryInBatch,
     /// A FunctionCall.
     Function,
     /// The client's Sync.
     Sync,
+    /// A `CopyDone` or `CopyFail` that was sent on before it was known whether a COPY is there to take it: no answer.
+    CopyEnd,
 }
 
 impl Expect {
     /// Was one change of the client's names noted for it ([`super::prepared::Registry::set`])?
     pub fn changes_client(self) -> bool {
-        matches!(self, Expect::Parse | Expect::OwnParseComplete | Expect::Close | Expect::OwnCloseComplete)
+        matches!(
+            self,
+            Expect::Parse
+                | Expect::OwnParseComplete
+                | Expect::Close
+                | Expect::OwnCloseComplete
+                | Expect::QueryInBatch
+        )
     }
 
     /// Was one change of the server's names noted for it ([`super::prepared::Known::set`])?
     pub fn changes_server(self) -> bool {
         matches!(
             self,
-            Expect::Parse | Expect::HiddenParse | Expect::HiddenClose | Expect::HiddenExecute | Expect::Close
+            Expect::Parse
+                | Expect::HiddenParse
+                | Expect::HiddenClose
+                | Expect::HiddenExecute
+                | Expect::Close
+                | Expect::QueryInBatch
         )
     }
 }
@@ -89,10 +107,14 @@ impl Pipeline {
                 self.skipping = false;
                 self.open = false;
             }
-            Expect::Query | Expect::Function if self.skipping => return,
-            Expect::Query | Expect::Function => {}
+            _ if self.skipping => return,
+            // They end a batch as Sync does.
+            Expect::Query | Expect::QueryInBatch | Expect::Function => self.open = false,
+            Expect::CopyEnd if self.queue.is_empty() => return,
+            Expect::CopyEnd => {}
             Expect::Parse
             | Expect::HiddenParse
+            | Expect::Malformed
             | Expect::Bind
             | Expect::Describe
             | Expect::Execute
@@ -103,12 +125,7 @@ impl Pipeline {
             | Expect::HiddenExecute
             | Expect::HiddenDescribe
             | Expect::OwnParseComplete
-            | Expect::OwnCloseComplete => {
-                if self.skipping {
-                    return;
-                }
-                self.open = true;
-            }
+            | Expect::OwnCloseComplete => self.open = true,
         }
         self.queue.push_back(expect);
     }
@@ -133,9 +150,19 @@ impl Pipeline {
         self.skipping
     }
 
-    /// The client ended its COPY.
+    /// The client sent the end of a COPY.
     pub fn copy_ended(&mut self) {
-        self.copy_in = false;
+        if self.copy_in {
+            self.copy_in = false;
+        } else {
+            self.sent(Expect::CopyEnd);
+        }
+    }
+
+    /// How many answers are outstanding whose messages changed names: the client's and the server's.
+    pub fn changes_outstanding(&self) -> (usize, usize) {
+        let count = |changes: fn(Expect) -> bool| self.queue.iter().filter(|e| changes(**e)).count();
+        (count(Expect::changes_client), count(Expect::changes_server))
     }
 
     /// The answer of ours that is due now, taken from the queue.
@@ -148,7 +175,7 @@ impl Pipeline {
         } else {
             return None;
         };
-        self.queue.pop_front();
+        self.pop();
         Some(answer)
     }
 
@@ -199,21 +226,33 @@ impl Pipeline {
 
     fn pop(&mut self) {
         self.queue.pop_front();
+        // No COPY came before them: the server has ignored them.
+        while self.queue.front() == Some(&Expect::CopyEnd) {
+            self.queue.pop_front();
+        }
     }
 
     /// Sync and Flush that follow an Execute of COPY FROM are read, and ignored, by the COPY: no answer will come.
     fn begin_copy(&mut self, front: Option<Expect>) {
         self.copy_in = true;
         if front == Some(Expect::Execute) {
-            self.queue.truncate(1);
-            self.open = true;
+            if let Some(end) = self.queue.iter().position(|e| *e == Expect::CopyEnd) {
+                self.queue.drain(1..=end);
+                self.copy_in = false;
+            } else {
+                self.queue.truncate(1);
+                self.open = true;
+            }
         }
     }
 
     fn failed(&mut self, front: Option<Expect>, lost: &mut Vec<Expect>) {
         self.copy_in = false;
         match front {
-            None | Some(Expect::Query | Expect::Function | Expect::Sync) => {}
+            None
+            | Some(
+                Expect::Query | Expect::QueryInBatch | Expect::Function | Expect::Sync | Expect::CopyEnd,
+            ) => {}
             Some(_) => {
                 while let Some(next) = self.queue.front().copied() {
                     if next == Expect::Sync {
@@ -223,6 +262,7 @@ impl Pipeline {
                     self.queue.pop_front();
                 }
                 self.skipping = true;
+                self.open = true;
             }
         }
     }

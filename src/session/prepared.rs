@@ -11,6 +11,12 @@ use bytes::BytesMut;
 use super::pipeline::{Expect, Pipeline};
 use crate::wire::frame;
 
+/// What names on servers begin with under [`Naming::Content`].
+pub const PREFIX: &str = "cf_";
+
+/// Number of a statement that no client made: it is closed before the name is used.
+pub const NOBODYS: u64 = u64::MAX;
+
 /// How statements are called on a server connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Naming {
@@ -42,7 +48,7 @@ pub struct Prepared<P> {
 impl<P> Prepared<P> {
     /// A statement of the protocol's Parse.
     pub fn new(number: u64, sql: &[u8], types: &[u8], plan: P) -> Self {
-        let content_name = format!("cf_{number}").into_bytes().into();
+        let content_name = format!("{PREFIX}{number}").into_bytes().into();
         let columns = RefCell::default();
         Self { number, sql: sql.into(), types: types.into(), name_span: None, columns, plan, content_name }
     }
@@ -63,7 +69,7 @@ impl<P> Prepared<P> {
             frame::put_parse(out, name, &self.sql, &self.types);
             return;
         };
-        known.set(b"", None);
+        known.set(b"", Some(NOBODYS));
         known.set(name, Some(self.number));
         frame::put_parse(out, b"", &renamed(&self.sql, span, name), &[0, 0]);
         frame::put(out, b'B', |b| b.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0]));
@@ -159,11 +165,13 @@ pub struct Registry<P> {
     named: HashMap<Box<[u8]>, Rc<Prepared<P>>, BuildHasherDefault<Fnv>>,
     unnamed: Option<Rc<Prepared<P>>>,
     undo: Vec<Before<P>>,
+    /// Names that DEALLOCATE took away while messages that use them were outstanding: errors may speak of them.
+    gone: Vec<(Box<[u8]>, u64)>,
 }
 
 impl<P> Default for Registry<P> {
     fn default() -> Self {
-        Self { named: HashMap::default(), unnamed: None, undo: Vec::new() }
+        Self { named: HashMap::default(), unnamed: None, undo: Vec::new(), gone: Vec::new() }
     }
 }
 
@@ -207,38 +215,62 @@ impl<P> Registry<P> {
     /// Everything sent so far was answered.
     pub fn settle(&mut self) {
         self.undo.clear();
+        self.gone.clear();
     }
 
-    /// A simple Query destroys the unnamed statement.
+    /// A simple Query, or a Parse that fails, destroys the unnamed statement.
     pub fn drop_unnamed(&mut self) {
         self.unnamed = None;
     }
 
-    /// DEALLOCATE ALL, DISCARD ALL: named ones only for the former.
-    pub fn clear(&mut self) {
-        self.named.clear();
-        self.unnamed = None;
-        self.undo.clear();
+    /// The name in the oldest of the last `pending` changes.
+    pub fn pending_name(&self, pending: usize) -> Option<&[u8]> {
+        let at = self.undo.len().checked_sub(pending)?;
+        self.undo.get(at).map(|(name, _)| &**name)
+    }
+
+    /// A change that the server has carried out before the last `pending` ones: no error can undo it.
+    pub fn set_before(&mut self, pending: usize, name: &[u8], statement: Option<Rc<Prepared<P>>>) {
+        let from = self.undo.len().saturating_sub(pending);
+        if let Some((_, old)) = self.undo[from..].iter_mut().find(|(n, _)| **n == *name) {
+            *old = statement;
+            return;
+        }
+        let old = self.put(name, statement);
+        self.gone.extend(old.map(|s| (name.into(), s.number)));
+    }
+
+    /// DEALLOCATE ALL or DISCARD ALL was carried out, before the last `pending` changes. Neither touches the unnamed
+    /// statement.
+    pub fn clear_before(&mut self, pending: usize) {
+        let from = self.undo.len().saturating_sub(pending);
+        let mut pending = self.undo.split_off(from);
+        for (name, statement) in std::mem::take(&mut self.named) {
+            if pending.iter().any(|(n, _)| *n == name) {
+                self.named.insert(name, statement);
+            } else {
+                self.gone.push((name, statement.number));
+            }
+        }
+        for i in 0..pending.len() {
+            let (earlier, rest) = pending.split_at_mut(i);
+            let (name, old) = &mut rest[0];
+            if !name.is_empty() && !earlier.iter().any(|(n, _)| n == name) {
+                *old = None;
+            }
+        }
+        self.undo = pending;
+    }
+
+    /// A name that stands for the statement of this number.
+    pub fn name_of(&self, number: u64) -> Option<&[u8]> {
+        let named = self.named.iter().find(|(_, s)| s.number == number).map(|(name, _)| &**name);
+        named.or_else(|| self.gone.iter().find(|(_, n)| *n == number).map(|(name, _)| &**name))
     }
 
     /// All named statements.
     pub fn named(&self) -> impl Iterator<Item = (&[u8], &Rc<Prepared<P>>)> {
         self.named.iter().map(|(n, s)| (&**n, s))
-    }
-
-    /// An ErrorResponse frame that calls a statement `cf_<number>`, in the client's words; `None` when it names none of
-    /// its statements.
-    pub fn error_in_clients_words(&self, error: &[u8]) -> Option<Vec<u8>> {
-        const MARK: &[u8] = b"\"cf_";
-        let start = error.windows(MARK.len()).position(|w| w == MARK)?;
-        let digits = error[start + MARK.len()..].iter().take_while(|b| b.is_ascii_digit()).count();
-        let end = start + MARK.len() + digits;
-        let number: u64 = std::str::from_utf8(&error[start + MARK.len()..end]).ok()?.parse().ok()?;
-        let (name, _) = self.named.iter().find(|(_, s)| s.number == number)?;
-        let mut new = [&error[..=start], name, &error[end..]].concat();
-        let length = u32::try_from(new.len() - 1).ok()?;
-        new[1..5].copy_from_slice(&length.to_be_bytes());
-        Some(new)
     }
 
     /// How many names are in use.
@@ -314,6 +346,36 @@ impl Known {
     /// Gone without an undo (a simple Query destroys the unnamed statement; SQL-level DEALLOCATE).
     pub fn remove(&mut self, name: &[u8]) {
         self.by_name.remove(name);
+    }
+
+    /// See [`Registry::pending_name`].
+    pub fn pending_name(&self, pending: usize) -> Option<&[u8]> {
+        let at = self.undo.len().checked_sub(pending)?;
+        self.undo.get(at).map(|(name, _)| &**name)
+    }
+
+    /// See [`Registry::set_before`].
+    pub fn set_before(&mut self, pending: usize, name: &[u8], number: Option<u64>) {
+        let from = self.undo.len().saturating_sub(pending);
+        match self.undo[from..].iter_mut().find(|(n, _)| **n == *name) {
+            Some((_, old)) => *old = number,
+            None => drop(self.put(name, number)),
+        }
+    }
+
+    /// See [`Registry::clear_before`].
+    pub fn clear_before(&mut self, pending: usize) {
+        let from = self.undo.len().saturating_sub(pending);
+        let mut pending = self.undo.split_off(from);
+        self.by_name.retain(|name, _| name.is_empty() || pending.iter().any(|(n, _)| n == name));
+        for i in 0..pending.len() {
+            let (earlier, rest) = pending.split_at_mut(i);
+            let (name, old) = &mut rest[0];
+            if !name.is_empty() && !earlier.iter().any(|(n, _)| n == name) {
+                *old = None;
+            }
+        }
+        self.undo = pending;
     }
 
     /// It knows nothing.
@@ -398,20 +460,24 @@ mod tests {
     }
 
     #[test]
-    fn errors_speak_the_clients_language() {
-        let statement = Prepared::new(8, b"", b"", ());
-        let mut registry = Registry::default();
-        registry.set(b"st1", Some(Rc::new(statement)));
-        let frame = |text: &str| {
-            let mut out = bytes::BytesMut::new();
-            crate::wire::frame::put(&mut out, b'E', |b| b.extend_from_slice(text.as_bytes()));
-            out.to_vec()
-        };
-        let new = registry
-            .error_in_clients_words(&frame("C42P05\0Mprepared statement \"cf_8\" already exists\0\0"));
-        assert_eq!(new, Some(frame("C42P05\0Mprepared statement \"st1\" already exists\0\0")));
-        assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_9\"\0\0")), None);
-        assert_eq!(registry.error_in_clients_words(&frame("Mno \"cf_\"\0\0")), None);
+    fn what_the_server_did_before_is_not_undone() {
+        let mut known = Known::default();
+        for (name, number) in [(&b"a"[..], 1), (b"b", 2), (b"", 3)] {
+            known.set(name, Some(number));
+        }
+        known.set(b"a", None); // outstanding: Close a, Parse a, Parse c
+        known.set(b"a", Some(4));
+        known.set(b"c", Some(5));
+        known.clear_before(3);
+        assert_eq!(
+            (known.get(b"a"), known.get(b"b"), known.get(b""), known.get(b"c")),
+            (Some(4), None, Some(3), Some(5))
+        );
+        known.set_before(3, b"a", Some(6));
+        known.set_before(3, b"d", Some(7));
+        assert_eq!(known.pending_name(1), Some(&b"c"[..]));
+        known.undo(3);
+        assert_eq!((known.get(b"a"), known.get(b"c"), known.get(b"d")), (Some(6), None, Some(7)));
     }
 
     #[test]

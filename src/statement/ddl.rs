@@ -44,7 +44,13 @@ impl Walker<'_> {
             N::DropStmt(s) => Some(self.drop_objects(s)),
             N::GrantStmt(s) => Some(self.grant(s)),
             N::CommentStmt(s) => Some(self.comment(s)),
-            other => self.alter(other).or_else(|| database_wide(other)),
+            other => self.alter(other).or_else(|| {
+                let kind = database_wide(other)?;
+                if created_name(other).is_some_and(|(schema, _)| name::is_temporary_schema(schema)) {
+                    self.pin(Pin::TempTable);
+                }
+                Some(kind)
+            }),
         }
     }
 
@@ -200,6 +206,20 @@ impl Walker<'_> {
             Some((schema, name)) if whole || part => self.object(schema, name),
             Some(_) | None => {}
         }
+    }
+}
+
+/// The name of a function, type or the like that is made.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the rest cannot be made in pg_temp by its name")]
+fn created_name(node: &N) -> Option<(&str, &str)> {
+    match node {
+        N::CreateFunctionStmt(s) => qualified(&s.funcname),
+        N::CreateDomainStmt(s) => qualified(&s.domainname),
+        N::CreateEnumStmt(s) => qualified(&s.type_name),
+        N::CreateRangeStmt(s) => qualified(&s.type_name),
+        N::DefineStmt(s) => qualified(&s.defnames),
+        N::CompositeTypeStmt(s) => s.typevar.as_ref().map(|r| (&*r.schemaname, &*r.relname)),
+        _ => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     io,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, BytesMut};
@@ -31,16 +31,18 @@ impl Buffers {
         debug_assert!(buf.is_empty(), "bytes would be lost");
         let mut buf = std::mem::take(buf);
         buf.clear();
-        if buf.try_reclaim(LARGE) {
-            let mut list = self.large.borrow_mut();
-            if list.len() < KEPT_LARGE && buf.capacity() < 4 * LARGE {
-                list.push(buf);
-            }
-        } else if buf.try_reclaim(SMALL) {
-            let mut list = self.small.borrow_mut();
-            if list.len() < KEPT_SMALL {
-                list.push(buf);
-            }
+        // Makes all of its room usable again.
+        if !buf.try_reclaim(SMALL) {
+            return;
+        }
+        let (list, most) = match buf.capacity() {
+            ..LARGE => (&self.small, KEPT_SMALL),
+            LARGE..VAST => (&self.large, KEPT_LARGE),
+            VAST.. => return,
+        };
+        let mut list = list.borrow_mut();
+        if list.len() < most {
+            list.push(buf);
         }
     }
 }
@@ -68,6 +70,8 @@ impl Conn {
     /// Reads once into `input`. `Ready(0)` is the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, buffers: &Buffers) -> Poll<io::Result<usize>> {
         if self.input.capacity() == 0 {
+            // Most looks find nothing, and need no buffer.
+            ready!(self.stream.poll_read_ready(cx))?;
             self.input = buffers.take(self.bulk);
         } else if self.input.capacity() - self.input.len() < SMALL / 2 {
             self.input.reserve(SMALL.max(self.input.len()));
@@ -139,6 +143,8 @@ pub fn shift(from: &mut BytesMut, n: usize, to: &mut BytesMut, buffers: &Buffers
 const SMALL: usize = 8 << 10;
 /// Buffer of a connection whose last read filled its buffer.
 const LARGE: usize = 128 << 10;
+/// A buffer that a long message has grown to this is not kept.
+const VAST: usize = 4 * LARGE;
 const KEPT_SMALL: usize = 256;
 const KEPT_LARGE: usize = 16;
 

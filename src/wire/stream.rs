@@ -88,6 +88,15 @@ impl Detached {
 }
 
 impl Stream {
+    /// Is it worth while to read? Under TLS nobody knows.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(s) => s.poll_read_ready(cx),
+            Stream::Unix(s) => s.poll_read_ready(cx),
+            Stream::TlsServer(_) | Stream::TlsClient(_) => Poll::Ready(Ok(())),
+        }
+    }
+
     /// Takes it from the reactor of this thread.
     pub fn detach(self) -> io::Result<Detached> {
         Ok(match self {

@@ -91,7 +91,7 @@ fn the_least_is_enough() {
     let config = check_with(BASE, &[]).config.unwrap();
     assert_eq!(config.policy.generation, 7);
     assert_eq!(config.policy.repositories[0].name, "default");
-    assert_eq!(config.listen.threads, 2);
+    assert_eq!(config.listen.threads, 1);
     assert_eq!(config.timeouts.client_idle, None);
     assert_eq!(config.timeouts.query_wait, Some(Duration::from_secs(120)));
     assert_eq!(config.hash.len(), 64);

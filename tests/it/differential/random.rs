@@ -18,7 +18,7 @@ use crate::support::{
 
 const NAMES: [&str; 3] = ["", "a", "b"];
 
-const STATEMENTS: [&str; 16] = [
+const STATEMENTS: [&str; 23] = [
     "SELECT 1",
     "SELECT id FROM documents ORDER BY id LIMIT 4",
     "SELECT $1::text",
@@ -35,10 +35,17 @@ const STATEMENTS: [&str; 16] = [
     "SET application_name = 'r'",
     "COPY users FROM STDIN",
     "COPY (SELECT 1) TO STDOUT",
+    "PREPARE b AS SELECT id FROM documents ORDER BY id LIMIT 2",
+    "EXECUTE a",
+    "EXECUTE b",
+    "DEALLOCATE b",
+    "SELECT title FROM documents ORDER BY id",
+    "BEGIN READ ONLY",
+    "SET LOCAL work_mem = '7MB'",
 ];
 
 /// Texts that only a simple query can carry, besides [`STATEMENTS`].
-const TEXTS: [&str; 12] = [
+const TEXTS: [&str; 16] = [
     "SELECT 1; SELECT 2",
     "SELECT 1; SELECT 1/0; SELECT 3",
     "BEGIN; SELECT 1",
@@ -51,12 +58,22 @@ const TEXTS: [&str; 12] = [
     "DECLARE a CURSOR FOR SELECT id FROM documents ORDER BY id",
     "FETCH 1 FROM a",
     "DISCARD ALL",
+    "SELECT sum(n) FROM documents WHERE id < 5; SELECT 1",
+    "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "PREPARE b (int) AS SELECT id FROM documents WHERE id = $1",
+    "EXECUTE b (2)",
 ];
+
+/// A Parse. Statements that execute themselves, or one another, bring Postgres itself down: EXECUTE gets no name.
+fn some_parse(rng: &mut Rng, name: &str) -> Vec<u8> {
+    let sql = rng.pick(&STATEMENTS);
+    parse(if sql.starts_with("EXECUTE") { "" } else { name }, sql)
+}
 
 fn message(rng: &mut Rng) -> Vec<u8> {
     let (name, other) = (rng.pick(&NAMES), rng.pick(&NAMES));
     match rng.below(24) {
-        0..=3 => parse(name, rng.pick(&STATEMENTS)),
+        0..=3 => some_parse(rng, name),
         4..=7 => bind(name, other, if rng.chance(15) { &["v"] } else { &[] }),
         8 | 9 => describe(rng.pick(b"SP"), name),
         10..=13 => execute(name, i32::try_from(rng.below(3)).expect("small")),
@@ -81,7 +98,7 @@ fn message(rng: &mut Rng) -> Vec<u8> {
 fn sensible(rng: &mut Rng) -> Vec<u8> {
     let name = rng.pick(&NAMES);
     let rows = i32::try_from(rng.below(3)).expect("small");
-    let mut out = [close(b'S', name), parse(name, rng.pick(&STATEMENTS)), bind(name, name, &[])].concat();
+    let mut out = [close(b'S', name), some_parse(rng, name), bind(name, name, &[])].concat();
     if rng.chance(50) {
         out.extend(describe(b'P', name));
     }
@@ -138,15 +155,21 @@ fn run(port: u16, login: &Login, bytes: &[u8], admin: &mut Wire) -> Transcript {
     }
 }
 
-fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) {
+/// Sends random sequences. A share of `reads` percent of what reads documents alone, which nothing here changes, goes
+/// to the target: what comes back must be what the source says.
+fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool, reads: u32) {
     source.database(database);
-    target.database(database);
+    if target.port != source.port {
+        target.database(database);
+    }
+    target.admin(database).run(RESET);
     let start = seed(database);
     let rounds = env_number("CROSSFADE_ROUNDS").unwrap_or(150);
     let mut settings = Settings::new(database).backends(source, target).tls("prefer");
     if transaction {
         settings = settings.transaction(3);
     }
+    settings.document_reads_target = reads;
     let proxy = settings.start();
     let mut admin = source.admin(database);
     let mut wrong = Vec::new();
@@ -160,6 +183,10 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) 
             !oracle.short.iter().any(|t| t == "SILENCE"),
             "seed {start} round {round}: the oracle hangs: {oracle:?}"
         );
+        // A simple Query in an extended batch leads Postgres 18 into a state of its own making.
+        if oracle.short.iter().any(|t| t == "E(XX000)") {
+            continue;
+        }
         let seen = run(proxy.port, &proxy.login("alice").tls(way.tls).cut(way.cut), &bytes, &mut admin);
         if !equal(&oracle, &seen) {
             let again = format!(
@@ -181,7 +208,9 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool) 
 fn equal(a: &Transcript, b: &Transcript) -> bool {
     let fatal = |t: &Transcript| t.short.iter().any(|token| token.starts_with("E!"));
     if !fatal(a) && !fatal(b) {
-        return a.full == b.full;
+        // What a pooled server has not seen yet cannot be prepared on it in a failed transaction: the error is that one.
+        let failed = |(x, y): (&String, &String)| x == y || x == "E(08P01)" && y.starts_with("E(25P02)");
+        return a.full.len() == b.full.len() && a.full.iter().zip(&b.full).all(failed);
     }
     a.at_end() && b.at_end() && a.full.iter().zip(&b.full).all(|(x, y)| x == y || x == "EOF" || y == "EOF")
 }
@@ -199,10 +228,21 @@ fn letters(mut bytes: &[u8]) -> String {
 
 #[test]
 fn random_session() {
-    check(oldest(), newest(), "random_session", false);
+    check(oldest(), newest(), "random_session", false, 0);
+}
+
+/// Both sides of one major: what they say to a simple Query in a batch depends on it.
+#[test]
+fn random_session_weighted() {
+    check(newest(), newest(), "random_session_weighted", false, 50);
+}
+
+#[test]
+fn random_transaction_weighted() {
+    check(oldest(), oldest(), "random_transaction_weighted", true, 50);
 }
 
 #[test]
 fn random_transaction() {
-    check(newest(), oldest(), "random_transaction", true);
+    check(newest(), oldest(), "random_transaction", true, 0);
 }

@@ -28,7 +28,8 @@ fn cases() -> Vec<Case> {
         (
             "3.2",
             [vec![LogIn(V3_2, &[])], ask()].concat(),
-            golden("v @ K(4) ZI T D C ZI EOF || @ K(32) ZI T D C ZI EOF"),
+            // The length of the key is the server's: crossfade speaks 3.2 in front of any.
+            golden("v @ K(4) ZI T D C ZI EOF || @ K ZI T D C ZI EOF"),
         ),
         (
             "3.9999 and an option",
@@ -161,7 +162,9 @@ fn startup_equal() {
                 continue;
             }
             let seen = run(proxy.port, &login, &steps, &mut admin, cut);
-            if ![15, 18].into_iter().any(|major| is_golden(golden, major, &seen)) {
+            // Refused before the handshake, in plain words: no client takes them for the server's after TLS.
+            let refused = name.starts_with("bytes stuffed") && is_golden("E NO-TLS EOF", 15, &seen);
+            if !refused && ![15, 18].into_iter().any(|major| is_golden(golden, major, &seen)) {
                 wrong.push(format!("{name} {cut:?}\n  golden {golden}\n  seen   {}", seen.join(" ")));
             }
         }
