@@ -11,7 +11,7 @@ mod host;
 mod leave;
 mod login;
 mod operator;
-mod plans;
+pub mod plans;
 mod relay;
 mod rows;
 mod send;

@@ -82,6 +82,8 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.0.used.fetch_sub(1, Ordering::Relaxed);
         self.0.side.fetch_sub(1, Ordering::Relaxed);
+        // All of them, where the room may be promised to one.
+        self.0.room.notify_waiters();
         self.0.room.notify_one();
     }
 }

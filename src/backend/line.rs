@@ -93,6 +93,18 @@ impl Line {
         Next::Room
     }
 
+    /// Is room kept for clients of other pools, and none for one of `pool`?
+    pub fn promised_elsewhere(&self, pool: u64) -> bool {
+        if self.is_empty() {
+            return false;
+        }
+        let waiting = self.lock();
+        let promised =
+            |e: &&Entry| e.promised.is_some_and(|at| at.elapsed() < PROMISE) && !e.hand.is_closed();
+        let mut holders = waiting.entries.iter().filter(promised).map(|e| e.pool).peekable();
+        holders.peek().is_some() && holders.all(|holder| holder != pool)
+    }
+
     /// Takes a client out of the line; `false` when it has left, or was served.
     pub fn claim(&self, number: u64) -> bool {
         let mut waiting = self.lock();
@@ -180,5 +192,6 @@ mod tests {
         let _place = join(&share, 1, &"other".into(), hand);
         assert!(matches!(share.line.next(2, "k"), Next::Room));
         assert!(matches!(share.line.next(2, "k"), Next::Nobody));
+        assert!(share.line.promised_elsewhere(2) && !share.line.promised_elsewhere(1));
     }
 }

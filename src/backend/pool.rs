@@ -222,6 +222,9 @@ impl Pool {
     fn grow(self: &Rc<Self>, limits: PoolLimits) -> bool {
         self.waiters.borrow_mut().retain(|w| !w.answer.is_closed());
         while self.opening.get() < self.waiters.borrow().len() {
+            if self.share.line.promised_elsewhere(self.id) {
+                return false; // a connection was closed for somebody: the room is not ours
+            }
             let Some(permit) = self.share.take(limits.user, limits.side) else { return false };
             self.opening.set(self.opening.get() + 1);
             // A task of its own: a client that leaves must not take the half-open connection with it.

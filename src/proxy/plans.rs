@@ -12,22 +12,22 @@ use crate::{
 
 /// A plan, and what it means under the policy that was asked about last.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub struct Entry {
     /// What the text does.
-    pub(super) plan: Plan,
+    pub plan: Plan,
     /// Generation of the catalog it was made with.
-    pub(super) catalog: u64,
+    pub catalog: u64,
     memo: RefCell<Option<(u64, Rc<Footprint>)>>,
 }
 
 impl Entry {
     /// A plan that was made with this generation of the catalog.
-    pub(super) fn new(plan: Plan, catalog: u64) -> Rc<Self> {
+    pub fn new(plan: Plan, catalog: u64) -> Rc<Self> {
         Rc::new(Self { plan, catalog, memo: RefCell::default() })
     }
 
     /// What the plan means under `policy`.
-    pub(super) fn footprint(&self, policy: &Policy, catalog: &Catalog) -> Rc<Footprint> {
+    pub fn footprint(&self, policy: &Policy, catalog: &Catalog) -> Rc<Footprint> {
         if let Some((generation, footprint)) = &*self.memo.borrow()
             && *generation == policy.generation
         {
@@ -41,21 +41,21 @@ impl Entry {
 
 /// What unqualified names mean to a session. Interned: equal contexts have equal numbers.
 #[derive(Debug, Eq, PartialEq)]
-pub(super) struct SearchContext {
+pub struct SearchContext {
     /// Part of the key of a plan.
-    pub(super) number: u32,
+    pub number: u32,
     /// See [`statement::Context`].
-    pub(super) search_path: Option<Vec<String>>,
+    pub search_path: Option<Vec<String>>,
     /// See [`statement::Context`].
-    pub(super) standard_conforming_strings: bool,
+    pub standard_conforming_strings: bool,
     /// A byte below 128 is ASCII wherever it stands. Not so in SJIS, BIG5, GBK, UHC, GB18030 and JOHAB: a quote may be
     /// half of a letter there, and what is not all ASCII is not read.
-    pub(super) ascii_safe: bool,
+    pub ascii_safe: bool,
 }
 
 /// The cache of one data thread, bounded in bytes.
 #[derive(Default)]
-pub(super) struct Plans {
+pub struct Plans {
     exact: Layer,
     shapes: Layer,
     scratch: Vec<u8>,
@@ -70,16 +70,16 @@ pub(super) struct Plans {
 
 /// Limits of the cache and of the analysis.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PlanLimits {
+pub struct PlanLimits {
     /// Bytes of both layers together.
-    pub(super) cache_bytes: usize,
+    pub cache_bytes: usize,
     /// Longer text is not analysed.
-    pub(super) statement_bytes: usize,
+    pub statement_bytes: usize,
 }
 
 impl Plans {
     /// The context with these properties.
-    pub(super) fn context(
+    pub fn context(
         &mut self,
         search_path: Option<Vec<String>>,
         standard_conforming_strings: bool,
@@ -104,7 +104,7 @@ impl Plans {
     }
 
     /// The plan of `sql` for a session with this context.
-    pub(super) fn get(
+    pub fn get(
         &mut self,
         sql: &[u8],
         context: &SearchContext,
@@ -156,12 +156,12 @@ impl Plans {
     }
 
     /// Lookups that found a plan, and those that did not, since the last call.
-    pub(super) fn take_lookups(&mut self) -> [u64; 2] {
+    pub fn take_lookups(&mut self) -> [u64; 2] {
         [std::mem::take(&mut self.hits), std::mem::take(&mut self.misses)]
     }
 
     /// Entries and bytes, for metrics.
-    pub(super) fn size(&self) -> (usize, usize) {
+    pub fn size(&self) -> (usize, usize) {
         let layers = [&self.exact, &self.shapes];
         (
             layers.iter().map(|l| l.young.len() + l.old.len()).sum(),

@@ -109,7 +109,7 @@ impl Client {
         if let Some(signal) = self.shared.listen(cx) {
             self.interrupted(signal)?;
         }
-        self.own_answers(server, 0);
+        self.own_answers(server, 0, flight);
         loop {
             let mut write_error = None;
             if let Poll::Ready(Err(e)) = server.conn.poll_flush(cx, buffers) {
@@ -258,6 +258,7 @@ impl Client {
             match (self.pipeline.answered(message, &mut lost), renamed) {
                 (Reaction::Forward, None) => at += length,
                 (reaction, renamed) => {
+                    flight.answered |= at > 0;
                     shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
                     server.conn.consume(length, &shard.buffers);
                     at = 0;
@@ -271,7 +272,7 @@ impl Client {
                 self.undo(&lost, server);
                 flight.forget(&lost);
             }
-            at = self.own_answers(server, at);
+            at = self.own_answers(server, at, flight);
         }
         flight.answered |= at > 0;
         shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
@@ -410,8 +411,9 @@ impl Client {
     }
 
     /// Answers of our own whose turn has come; what stands before them (`at` bytes) goes first. The rest of `at`.
-    fn own_answers(&mut self, server: &mut Server, mut at: usize) -> usize {
+    fn own_answers(&mut self, server: &mut Server, mut at: usize, flight: &mut Flight) -> usize {
         while let Some(answer) = self.pipeline.own_answer() {
+            flight.answered = true;
             shift(&mut server.conn.input, at, &mut self.conn.output, &self.shard.buffers);
             at = 0;
             self.conn.output.extend_from_slice(answer);

@@ -184,7 +184,7 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool, 
             "seed {start} round {round}: the oracle hangs: {oracle:?}"
         );
         // A simple Query in an extended batch leads Postgres 18 into a state of its own making.
-        if oracle.short.iter().any(|t| t == "E(XX000)") {
+        if oracle.short.iter().any(|t| t.contains("(XX000)")) {
             continue;
         }
         let seen = run(proxy.port, &proxy.login("alice").tls(way.tls).cut(way.cut), &bytes, &mut admin);
