@@ -2,10 +2,11 @@
 
 use std::{rc::Rc, time::Duration};
 
-use super::{shard::Shard, stats::Stats};
+use super::{global::Global, shard::Shard, stats::Stats};
 use crate::{
     Side,
-    report::hot::Op,
+    config::Config,
+    report::hot::{HotHandles, Op},
     route::{Class, Footprint, Reason},
 };
 
@@ -81,4 +82,8 @@ fn op(footprint: &Footprint) -> Op {
         | Class::Code
         | Class::Unknown(_) => Op::Other,
     }
+}
+
+pub(super) fn handles(global: &Global, config: &Config) -> HotHandles {
+    HotHandles::new(&global.metrics, config.policy.repositories.iter().map(|r| r.name.as_str()))
 }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{
     client::Statement,
+    count::handles,
     global::Global,
     host::{Closing, PoolHost, patiently},
     plans::{Entry, PlanLimits, Plans, SearchContext},
@@ -479,10 +480,6 @@ impl Shard {
         hot.plan_cache_misses.increment(misses);
         self.global.plan_sizes.store(self.index, plans.size());
     }
-}
-
-fn handles(global: &Global, config: &Config) -> HotHandles {
-    HotHandles::new(&global.metrics, config.policy.repositories.iter().map(|r| r.name.as_str()))
 }
 
 impl Current {
