@@ -38,11 +38,15 @@ drivers: ## real client libraries through the proxy, the long form
 	cargo build --locked --bin crossfade
 	tests/drivers/run --seconds 20
 
-fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; needs cargo-fuzz and a nightly toolchain
+fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; guided by coverage where cargo-fuzz and a nightly toolchain are
 	tools/setup
-	@cargo fuzz --version >/dev/null 2>&1 || { \
-	  echo "cargo-fuzz is not installed. Install it with:" >&2; \
-	  echo "  rustup toolchain install nightly && cargo install cargo-fuzz" >&2; \
-	  echo "make test replays the corpus without it." >&2; exit 1; }
-	for target in $$(cargo +nightly fuzz list); do \
-	  cargo +nightly fuzz run "$$target" -- -max_total_time=$${FUZZ_SECONDS:-60} -timeout=10 -rss_limit_mb=2048; done
+	limits="-max_total_time=$${FUZZ_SECONDS:-60} -timeout=10 -rss_limit_mb=2048"; \
+	for target in $$(ls fuzz/corpus); do \
+	  if cargo +nightly fuzz --version >/dev/null 2>&1; then \
+	    cargo +nightly fuzz run "$$target" -- $$limits; \
+	  else \
+	    work=$$(mktemp -d) && cp fuzz/corpus/"$$target"/* "$$work"; \
+	    cargo run --quiet --locked --manifest-path fuzz/Cargo.toml --bin "$$target" -- "$$work" $$limits; \
+	    rm -rf "$$work"; \
+	  fi; \
+	done
