@@ -1,16 +1,22 @@
 //! Drives one client connection through the flow, and everything that runs beside it.
 
+mod checkout;
 mod client;
+mod count;
 mod extended;
 mod feed;
 mod global;
+mod health;
 mod host;
 mod leave;
 mod login;
 mod operator;
 pub mod plans;
 mod relay;
+mod rows;
+mod send;
 mod serve;
+mod settle;
 mod shard;
 mod shared;
 mod stats;

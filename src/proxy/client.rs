@@ -56,7 +56,7 @@ pub(super) struct Client {
     /// Its names of prepared statements.
     pub(super) registry: Registry<PlanCell>,
     /// Its portals on the target whose binary rows may hold OIDs.
-    pub(super) portals: HashMap<Box<[u8]>, Rc<super::relay::Portal>>,
+    pub(super) portals: HashMap<Box<[u8]>, Rc<super::rows::Portal>>,
     /// Where it holds cursors that outlive their transaction.
     pub(super) held_side: Option<Side>,
     /// The transaction it is in.

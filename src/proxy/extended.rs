@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use super::{
     client::{Client, End, Statement},
     plans::Entry,
-    relay::{Awaited, Flight, Portal},
+    relay::{Awaited, Flight},
 };
 use crate::{
     Side,
@@ -272,34 +272,6 @@ impl Client {
             }
             _ => Translation::Keep,
         }
-    }
-
-    /// Remembers a portal on the target whose binary rows may hold OIDs; asks for its columns if they are not known.
-    fn note_portal(
-        &mut self,
-        portal: &[u8],
-        name: &[u8],
-        rest: &[u8],
-        out: &mut BytesMut,
-        flight: &mut Flight,
-    ) {
-        self.portals.remove(portal);
-        if self.current.catalog.nested.shapes.is_empty() {
-            return;
-        }
-        let Some(statement) = self.registry.get(name).cloned() else { return };
-        let Some(formats) = oids::result_formats(rest).filter(|f| f.contains(&1)) else { return };
-        if statement.columns.borrow().is_none() {
-            let on_server = statement.server_name(name, self.naming());
-            frame::put(out, b'D', |b| {
-                b.extend_from_slice(b"S");
-                b.extend_from_slice(on_server);
-                b.extend_from_slice(&[0]);
-            });
-            self.pipeline.sent(Expect::HiddenDescribe);
-            flight.described.push_back(Some(Rc::clone(&statement)));
-        }
-        self.portals.insert(portal.into(), Rc::new(Portal::new(statement, formats)));
     }
 
     fn keep(&mut self, expect: Expect) -> Translation {

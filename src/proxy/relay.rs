@@ -11,6 +11,7 @@ use std::{
 
 use super::{
     client::{Client, End, last_words},
+    rows::Portal,
     shared::Signal,
 };
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     wire::{
         conn::shift,
         frame::{self, Backend, HEADER},
-        oids::{self, Nested, Shape},
+        oids::{self},
     },
 };
 
@@ -61,29 +62,6 @@ pub(super) struct Flight {
     pub(super) later: Vec<Rc<super::plans::Entry>>,
     /// The client broke the protocol: the server has been told, nothing more is read.
     pub(super) deaf: bool,
-}
-
-/// A portal on the target: whose rows they are, and in which formats.
-#[derive(Debug)]
-pub(super) struct Portal {
-    pub(super) statement: Rc<super::client::Statement>,
-    pub(super) formats: Vec<u16>,
-    /// What of a row must be rewritten, once the columns are known.
-    shapes: std::cell::OnceCell<Option<Vec<Option<Shape>>>>,
-}
-
-impl Portal {
-    pub(super) fn new(statement: Rc<super::client::Statement>, formats: Vec<u16>) -> Self {
-        Self { statement, formats, shapes: std::cell::OnceCell::new() }
-    }
-
-    fn shapes(&self, nested: &Nested) -> Option<&[Option<Shape>]> {
-        let find = || {
-            let columns = self.statement.columns.borrow();
-            columns.as_ref().and_then(|types| nested.columns(types, &self.formats))
-        };
-        self.shapes.get_or_init(find).as_deref()
-    }
 }
 
 /// What is done to names and settings once the server says that the statement was carried out.
@@ -299,51 +277,6 @@ impl Client {
         flight.answered |= at > 0;
         shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
         Ok(())
-    }
-
-    /// Are the rows that come now to be rewritten?
-    fn rewrites_rows(&self, flight: &Flight) -> bool {
-        let portal = flight.rows.front().and_then(Option::as_ref);
-        portal.is_some_and(|p| p.shapes(&self.current.catalog.nested).is_some())
-    }
-
-    fn rewrite_row(&self, body: &mut [u8], flight: &Flight) {
-        let nested = &self.current.catalog.nested;
-        if let Some(Some(portal)) = flight.rows.front()
-            && let Some(shapes) = portal.shapes(nested)
-        {
-            nested.data_row(body, shapes);
-        }
-    }
-
-    /// Keeps the two queues of the target in step with its answers; what was described is remembered.
-    fn follow_target(
-        &mut self,
-        message: Backend,
-        side: Side,
-        range: std::ops::Range<usize>,
-        server: &Server,
-        flight: &mut Flight,
-    ) {
-        if side == Side::Source {
-            return;
-        }
-        match (message, self.pipeline.next()) {
-            (Backend::NoData, _) => drop(flight.described.pop_front()),
-            (
-                Backend::CommandComplete | Backend::EmptyQuery | Backend::PortalSuspended,
-                Some(Expect::Execute),
-            ) => {
-                flight.rows.pop_front();
-            }
-            (Backend::RowDescription, Some(Expect::Describe | Expect::HiddenDescribe)) => {
-                if let Some(Some(statement)) = flight.described.pop_front() {
-                    let body = &server.conn.input[range.start + HEADER..range.end];
-                    *statement.columns.borrow_mut() = oids::types_of(body).map(Into::into);
-                }
-            }
-            _ => {}
-        }
     }
 
     /// Looks at a whole frame at `range` of the server's input before it is passed on.

@@ -10,7 +10,6 @@ pub fn normalize(sql: &[u8], standard_conforming_strings: bool, out: &mut Vec<u8
     let (mut at, mut copied) = (0, 0);
     while let Some(&byte) = sql.get(at) {
         let (end, literal): (_, &[u8]) = match CLASS[usize::from(byte)] {
-            Class::Plain => (Some(at + 1), b""),
             Class::Word => (Some(at + run(&sql[at..], |b| is_word(b) || b == b'$')), b""),
             Class::Digit => {
                 (Some(at + run(&sql[at..], |b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_')), b"0")
@@ -29,7 +28,7 @@ pub fn normalize(sql: &[u8], standard_conforming_strings: bool, out: &mut Vec<u8
                 (Some(at + run(&sql[at..], |b| b != b'\n' && b != b'\r')), b"")
             }
             Class::Slash if sql.get(at + 1) == Some(&b'*') => (comment(sql, at), b""),
-            Class::Dash | Class::Slash => (Some(at + 1), b""),
+            Class::Plain | Class::Dash | Class::Slash => (Some(at + 1), b""),
             Class::Nul => (None, b""),
         };
         let Some(end) = end else { return false };
