@@ -341,8 +341,17 @@ impl Server {
         self.lease = None;
         put_terminate(&mut self.conn.output);
         let buffers = Buffers::default();
-        let flush = poll_fn(|cx| self.conn.poll_flush(cx, &buffers));
-        let _ = tokio::time::timeout(GOODBYE, flush).await;
+        let good_bye = async {
+            poll_fn(|cx| self.conn.poll_flush(cx, &buffers)).await?;
+            // A socket closed with bytes unread is reset: what the server still says is read to its end.
+            loop {
+                self.conn.input.clear();
+                if poll_fn(|cx| self.conn.poll_fill(cx, &buffers)).await? == 0 {
+                    return io::Result::Ok(());
+                }
+            }
+        };
+        let _ = tokio::time::timeout(GOODBYE, good_bye).await;
     }
 
     /// Is nothing outstanding, so that another client may have it?

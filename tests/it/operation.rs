@@ -142,7 +142,7 @@ fn ipv6_and_unix_sockets() {
     let dir = base_dir().join("sockets");
     std::fs::create_dir_all(&dir).expect("writable");
     let mut settings = Settings::new("op_sockets");
-    settings.listen = format!("unix_socket_dir = '{}'", dir.display());
+    settings.listen = format!("{}\nunix_socket_dir = '{}'", settings.listen, dir.display());
     settings.hosts = [oldest().dir().join("run").display().to_string(), "::1".to_owned()];
     settings.document_reads_target = 100;
     let proxy = settings.start();

@@ -67,7 +67,8 @@ impl Settings {
             admin: "admin_users = [\"alice\"]\nstats_users = [\"bob\"]".to_owned(),
             log: String::new(),
             routing: String::new(),
-            listen: String::new(),
+            // Several, whatever the machine has: what changes threads is to be tested.
+            listen: "threads = 2".to_owned(),
             hosts: ["127.0.0.1", "127.0.0.1"].map(str::to_owned),
             backend: String::new(),
             environment: Vec::new(),
