@@ -40,7 +40,8 @@ drivers: ## real client libraries through the proxy, the long form
 
 fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; guided by coverage where cargo-fuzz and a nightly toolchain are
 	tools/setup
-	limits="-max_total_time=$${FUZZ_SECONDS:-60} -timeout=10 -rss_limit_mb=2048"; \
+	mkdir -p fuzz/artifacts; \
+	limits="-artifact_prefix=fuzz/artifacts/ -max_total_time=$${FUZZ_SECONDS:-60} -timeout=10 -rss_limit_mb=2048"; \
 	for target in $$(ls fuzz/corpus); do \
 	  if cargo +nightly fuzz --version >/dev/null 2>&1; then \
 	    cargo +nightly fuzz run "$$target" -- $$limits; \
