@@ -120,9 +120,10 @@ impl Client {
         }
         let policy = &self.current.config.policy;
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
+        let copies = self.copies_nested_oids(survey);
         let state = TransactionState {
-            holds: survey.portal || footprint.opens_cursor || !complete,
-            ..self.state(complete)
+            holds: survey.portal || footprint.opens_cursor || !complete || copies,
+            ..self.state(complete && !copies)
         };
         let (side, reason, moves) = match route::decide(&footprint, policy, &state, self.txn.ticket) {
             Decision::Run(side, reason) => (side, reason, false),
@@ -160,6 +161,15 @@ impl Client {
             footprint = Rc::new(footprint.merged(&entry.footprint(policy, catalog)));
         }
         Some(footprint)
+    }
+
+    /// Does it COPY values with OIDs in them? In binary they are not mapped on the way, so the lead answers.
+    fn copies_nested_oids(&self, survey: &Survey) -> bool {
+        let relations = &self.current.catalog.relations;
+        let nested = |s: &crate::statement::Statement| {
+            s.kind == Kind::CopyOut && s.reads.iter().any(|t| relations.get(t).is_some_and(|r| r.nested_oids))
+        };
+        survey.executed.iter().flat_map(|e| &e.plan.statements).any(nested)
     }
 
     fn state(&self, complete: bool) -> TransactionState {
