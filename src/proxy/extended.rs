@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::{
     client::{Client, End, Statement},
-    plans::Entry,
+    plans::{self, Entry},
     relay::{Awaited, Flight},
 };
 use crate::{
@@ -74,7 +74,7 @@ impl Client {
                 Some(Frontend::Parse) => {
                     let Ok([name, sql, types]) = parse_fields(fields) else { continue };
                     let statement = self.prepare(name, sql, types);
-                    survey.named.push(Rc::clone(&statement.plan.borrow()));
+                    survey.named.push(self.plan_of(&statement));
                     survey.parsed.push_back(Rc::clone(&statement));
                     names.push((name, statement));
                 }
@@ -116,14 +116,13 @@ impl Client {
         Rc::clone(entry)
     }
 
-    /// What executing a statement does, by the catalog of now.
+    /// What executing a statement does, by the catalog and the search path of now.
     fn plan_of(&self, statement: &Statement) -> Rc<Entry> {
-        let mut plan = statement.plan.borrow_mut();
-        // The text of an SQL-level PREPARE is not that of the statement in it: its plan stays.
-        if plan.catalog != self.current.catalog.generation && statement.name_span.is_none() {
-            *plan = self.shard.plan(&statement.sql, &self.context, &self.current);
-        }
-        Rc::clone(&plan)
+        let now = (self.current.catalog.generation, self.context.number);
+        plans::refreshed(&statement.plan, now, || {
+            let entry = self.shard.plan(&statement.sql, &self.context, &self.current);
+            if statement.name_span.is_some() { entry.prepared() } else { entry }
+        })
     }
 
     /// The statement that a Parse makes.
@@ -143,7 +142,7 @@ impl Client {
     ) -> Option<Rc<Statement>> {
         let span = prepared::name_span(text)?;
         let plan = Plan { statements: vec![inner.clone()], literal_dependent: true, fingerprint: 0 };
-        let plan = RefCell::new(Entry::new(plan, u64::MAX));
+        let plan = RefCell::new(Entry::new(plan, u64::MAX, 0));
         let statement = Prepared::new(self.shard.next_statement(), text, b"", plan);
         Some(Rc::new(Prepared { name_span: Some(span), ..statement }))
     }
