@@ -359,9 +359,13 @@ fn read(sql: &str, context: &Context<'_>) -> Result<Plan, Unknown> {
     let tree = parsed.map_err(|error| why(&error))?.protobuf;
     let fingerprint = pg_query::fingerprint(sql, options, FingerprintOptions::DEFAULT).map_or(0, |f| f.value);
     let mut plan = Plan { fingerprint, ..Plan::default() };
+    let unsure = Context { search_path: None, ..context.clone() };
+    let mut moved = false;
     for raw in &tree.stmts {
         let Some(node) = raw.stmt.as_deref() else { continue };
+        let context = if moved { &unsure } else { context };
         let (statement, literal_dependent) = utility::statement(node, span(sql, raw), context);
+        moved |= statement.moves_search_path();
         plan.literal_dependent |= literal_dependent;
         plan.statements.push(statement);
     }
@@ -411,6 +415,24 @@ impl Statement {
             hazards: Hazards::default(),
             effects: Vec::new(),
         }
+    }
+
+    /// May unqualified names mean something else behind it? The end of a block takes back what was local to it, which
+    /// may have been set by an earlier text.
+    pub fn moves_search_path(&self) -> bool {
+        let ends = matches!(
+            self.kind,
+            Kind::Transaction(
+                Control::Commit { .. } | Control::Rollback { .. } | Control::RollbackTo(_) | Control::Prepare
+            )
+        );
+        ends || self.effects.iter().any(|effect| match effect {
+            Effect::Setting(name) | Effect::LocalSetting { name, .. } => {
+                matches!(name.as_str(), "search_path" | "role" | "session_authorization")
+            }
+            Effect::ResetAll | Effect::DiscardAll => true,
+            Effect::DiscardSome | Effect::Pin(_) => false,
+        })
     }
 }
 

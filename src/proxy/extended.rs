@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::{
     client::{Client, End, Statement},
-    plans::Entry,
+    plans::{self, Entry, SearchContext},
     relay::{Awaited, Flight},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         prepared::{self, Naming, Prepared},
         transaction::Status,
     },
-    statement::{Effect, Kind, Pin, Plan},
+    statement::{self, Effect, Kind, Pin, Plan},
     wire::{
         conn::shift,
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -51,21 +51,31 @@ enum Translation {
 }
 
 impl Client {
-    /// Reads the first `length` bytes of the input: whole extended messages.
-    pub(super) fn survey(&mut self, length: usize) -> Result<Survey, End> {
+    /// Reads the first `length` bytes of the input, whole extended messages. `unsure`: what was sent
+    /// before them may have changed what names mean.
+    pub(super) fn survey(&mut self, length: usize, unsure: bool) -> Result<Survey, End> {
         let mut survey = Survey::default();
         let input = std::mem::take(&mut self.conn.input);
-        let result = self.survey_frames(&input[..length], &mut survey);
+        let result = self.survey_frames(&input[..length], &mut survey, unsure);
         self.conn.input = input;
         result.map(|()| survey)
     }
 
-    fn survey_frames(&mut self, mut frames: &[u8], survey: &mut Survey) -> Result<(), End> {
+    /// What names mean; `unsure` in the rest of a batch that may have changed it, read anew when the batch is over.
+    pub(super) fn meant(&self, unsure: bool) -> Rc<SearchContext> {
+        if !unsure {
+            return Rc::clone(&self.context);
+        }
+        self.shard.context(None, self.context.standard_conforming_strings, self.context.ascii_safe)
+    }
+
+    fn survey_frames(&mut self, mut frames: &[u8], survey: &mut Survey, mut unsure: bool) -> Result<(), End> {
         let mut names: Vec<(&[u8], Rc<Statement>)> = Vec::new();
         while let Some((tag, length)) = frame::header(frames)? {
             let (this, rest) = frames.split_at(length);
             frames = rest;
             let mut fields = Fields(&this[HEADER..]);
+            let context = self.meant(unsure);
             let find = |name: &[u8], names: &[(&[u8], Rc<Statement>)]| {
                 let new = names.iter().rev().find(|(n, _)| *n == name).map(|(_, s)| Rc::clone(s));
                 new.or_else(|| self.registry.get(name).cloned())
@@ -73,8 +83,8 @@ impl Client {
             match Frontend::from_tag(tag) {
                 Some(Frontend::Parse) => {
                     let Ok([name, sql, types]) = parse_fields(fields) else { continue };
-                    let statement = self.prepare(name, sql, types);
-                    survey.named.push(Rc::clone(&statement.plan.borrow()));
+                    let statement = self.prepare(name, (sql, types), &context);
+                    survey.named.push(self.plan_of(&statement, &context));
                     survey.parsed.push_back(Rc::clone(&statement));
                     names.push((name, statement));
                 }
@@ -85,7 +95,9 @@ impl Client {
                         let first = survey.executed.is_empty();
                         survey.text = (first && fields.0.starts_with(&[0, 0, 0, 0]))
                             .then(|| String::from_utf8_lossy(&statement.sql).into_owned());
-                        survey.executed.push(self.resolve(&self.plan_of(&statement)));
+                        let entry = self.resolve(&self.plan_of(&statement, &context), &context);
+                        unsure |= entry.plan.statements.iter().any(statement::Statement::moves_search_path);
+                        survey.executed.push(entry);
                     }
                 }
                 Some(Frontend::Execute) => {
@@ -93,7 +105,7 @@ impl Client {
                 }
                 Some(Frontend::Describe) => {
                     let (Ok(b'S'), Ok(name)) = (fields.byte(), fields.cstr()) else { continue };
-                    survey.named.extend(find(name, &names).map(|s| self.plan_of(&s)));
+                    survey.named.extend(find(name, &names).map(|s| self.plan_of(&s, &context)));
                 }
                 _ => {}
             }
@@ -102,12 +114,12 @@ impl Client {
     }
 
     /// What an SQL-level EXECUTE does is what the statement it names does.
-    pub(super) fn resolve(&self, entry: &Rc<Entry>) -> Rc<Entry> {
+    pub(super) fn resolve(&self, entry: &Rc<Entry>, context: &SearchContext) -> Rc<Entry> {
         if let [only] = &entry.plan.statements[..]
             && let Kind::Execute { name } = &only.kind
             && let Some(statement) = self.registry.get(name.as_bytes())
         {
-            let named = self.plan_of(statement);
+            let named = self.plan_of(statement, context);
             return match &named.plan.statements[..] {
                 [inner] if matches!(inner.kind, Kind::Execute { .. }) => Rc::clone(entry),
                 _ => named,
@@ -116,19 +128,18 @@ impl Client {
         Rc::clone(entry)
     }
 
-    /// What executing a statement does, by the catalog of now.
-    fn plan_of(&self, statement: &Statement) -> Rc<Entry> {
-        let mut plan = statement.plan.borrow_mut();
-        // The text of an SQL-level PREPARE is not that of the statement in it: its plan stays.
-        if plan.catalog != self.current.catalog.generation && statement.name_span.is_none() {
-            *plan = self.shard.plan(&statement.sql, &self.context, &self.current);
-        }
-        Rc::clone(&plan)
+    /// What executing a statement does, by the catalog and the search path of now.
+    fn plan_of(&self, statement: &Statement, context: &SearchContext) -> Rc<Entry> {
+        let now = (self.current.catalog.generation, context.number);
+        plans::refreshed(&statement.plan, now, || {
+            let entry = self.shard.plan(&statement.sql, context, &self.current);
+            if statement.name_span.is_some() { entry.prepared() } else { entry }
+        })
     }
 
     /// The statement that a Parse makes.
-    fn prepare(&self, name: &[u8], sql: &[u8], types: &[u8]) -> Rc<Statement> {
-        let plan = self.shard.plan(sql, &self.context, &self.current);
+    fn prepare(&self, name: &[u8], (sql, types): (&[u8], &[u8]), context: &SearchContext) -> Rc<Statement> {
+        let plan = self.shard.plan(sql, context, &self.current);
         if self.naming() == Naming::Content && !name.is_empty() {
             return self.shard.intern(sql, types, plan);
         }
@@ -143,7 +154,7 @@ impl Client {
     ) -> Option<Rc<Statement>> {
         let span = prepared::name_span(text)?;
         let plan = Plan { statements: vec![inner.clone()], literal_dependent: true, fingerprint: 0 };
-        let plan = RefCell::new(Entry::new(plan, u64::MAX));
+        let plan = RefCell::new(Entry::new(plan, u64::MAX, 0));
         let statement = Prepared::new(self.shard.next_statement(), text, b"", plan);
         Some(Rc::new(Prepared { name_span: Some(span), ..statement }))
     }
@@ -424,6 +435,7 @@ impl Client {
     /// Notes which command tags will change names or settings. `text` is that of a lone simple query.
     pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
         for statement in &plan.statements {
+            flight.unsure |= statement.moves_search_path();
             let awaited = if let Kind::Prepare { name, inner } = &statement.kind {
                 let text = text.filter(|_| plan.statements.len() == 1);
                 let made = text.and_then(|t| self.prepare_sql(t, inner));

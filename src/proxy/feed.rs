@@ -78,7 +78,7 @@ impl Client {
 
     /// One message more of an open batch: it stays where the batch is.
     fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
-        let mut survey = self.survey(length)?;
+        let mut survey = self.survey(length, flight.unsure)?;
         self.stay_on(server.side, &survey)?;
         flight.later.extend(survey.executed.iter().map(Rc::clone));
         self.translate(length, &mut survey, server, flight)
@@ -86,11 +86,11 @@ impl Client {
 
     /// A simple Query behind extended messages without a Sync. The frame itself is the caller's to send.
     fn query_in_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
-        let survey = self.survey_simple(length, false);
+        let survey = self.survey_simple(length, false, flight.unsure);
         self.stay_on(server.side, &survey)?;
         flight.later.extend(survey.executed.iter().map(Rc::clone));
         if let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) {
-            let entry = self.shard.plan(text, &self.context, &self.current);
+            let entry = self.shard.plan(text, &self.meant(flight.unsure), &self.current);
             let text = text.to_vec();
             let mut out = bytes::BytesMut::new();
             self.pin_names(&entry.plan, server, &mut out);

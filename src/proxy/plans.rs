@@ -7,7 +7,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::{
     catalog::Catalog,
     route::{Footprint, policy::Policy},
-    statement::{self, Plan, Unknown, normalize::normalize},
+    statement::{self, Kind, Plan, Unknown, normalize::normalize},
 };
 
 /// A plan, and what it means under the policy that was asked about last.
@@ -17,13 +17,27 @@ pub struct Entry {
     pub plan: Plan,
     /// Generation of the catalog it was made with.
     pub catalog: u64,
+    /// Number of the [`SearchContext`] it was made for.
+    pub context: u32,
     memo: RefCell<Option<(u64, Rc<Footprint>)>>,
 }
 
 impl Entry {
-    /// A plan that was made with this generation of the catalog.
-    pub fn new(plan: Plan, catalog: u64) -> Rc<Self> {
-        Rc::new(Self { plan, catalog, memo: RefCell::default() })
+    /// A plan that was made with this generation of the catalog for this context.
+    pub fn new(plan: Plan, catalog: u64, context: u32) -> Rc<Self> {
+        Rc::new(Self { plan, catalog, context, memo: RefCell::default() })
+    }
+
+    /// The plan of the statement in an SQL-level PREPARE.
+    pub fn prepared(self: Rc<Self>) -> Rc<Self> {
+        match &self.plan.statements[..] {
+            [statement::Statement { kind: Kind::Prepare { inner, .. }, .. }] => {
+                let plan =
+                    Plan { statements: vec![(**inner).clone()], literal_dependent: true, fingerprint: 0 };
+                Self::new(plan, self.catalog, self.context)
+            }
+            _ => self, // not read, and treated so
+        }
     }
 
     /// What the plan means under `policy`.
@@ -51,6 +65,20 @@ pub struct SearchContext {
     /// A byte below 128 is ASCII wherever it stands. Not so in SJIS, BIG5, GBK, UHC, GB18030 and JOHAB: a quote may be
     /// half of a letter there, and what is not all ASCII is not read.
     pub ascii_safe: bool,
+}
+
+/// What executing a prepared statement does in a session with this context. Sessions with several contexts may share
+/// it: `cell` remembers the plan for the one that asked last.
+pub fn refreshed(
+    cell: &RefCell<Rc<Entry>>,
+    (catalog, context): (u64, u32),
+    plan: impl FnOnce() -> Rc<Entry>,
+) -> Rc<Entry> {
+    let mut entry = cell.borrow_mut();
+    if (entry.catalog, entry.context) != (catalog, context) {
+        *entry = plan();
+    }
+    Rc::clone(&entry)
 }
 
 /// The cache of one data thread, bounded in bytes.
@@ -122,7 +150,8 @@ impl Plans {
             return found;
         }
         if !context.ascii_safe && !sql.is_ascii() {
-            return Entry::new(Plan::unknown(Unknown::Encoding, sql.len()), catalog.generation);
+            let plan = Plan::unknown(Unknown::Encoding, sql.len());
+            return Entry::new(plan, catalog.generation, context.number);
         }
         let short = sql.len() <= limits.statement_bytes;
         let shaped = short && normalize(sql, context.standard_conforming_strings, &mut self.scratch);
@@ -143,10 +172,11 @@ impl Plans {
                 },
             ),
             catalog.generation,
+            context.number,
         );
         // Two layers of two generations.
         let quarter = limits.cache_bytes / 4;
-        let understood = !entry.plan.statements.iter().any(|s| matches!(s.kind, statement::Kind::Unknown(_)));
+        let understood = !entry.plan.statements.iter().any(|s| matches!(s.kind, Kind::Unknown(_)));
         if shaped && !entry.plan.literal_dependent && understood && self.scratch != sql {
             self.shapes.insert((context.number, &self.scratch), &entry, quarter, &self.hasher);
         } else if short {
@@ -210,3 +240,35 @@ impl Layer {
 const MAX_CONTEXTS: usize = 1024;
 /// What an entry weighs beside its text: the plan's sets of names.
 const ENTRY: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statement::sample;
+
+    #[test]
+    fn prepared_statements_follow_the_search_path() {
+        let mut catalog = sample::catalog();
+        let limits = PlanLimits { cache_bytes: 1 << 20, statement_bytes: 1 << 20 };
+        let mut plans = Plans::default();
+        let [public, other] =
+            ["public", "other"].map(|schema| plans.context(Some(vec![schema.to_owned()]), true, true));
+        for sql in ["insert into things values ($1)", "prepare p as insert into things values ($1)"] {
+            let cell = RefCell::new(Entry::new(Plan::default(), u64::MAX, 0));
+            let mut written = |context: &SearchContext, catalog: &Catalog| {
+                let plan = || plans.get(sql.as_bytes(), context, catalog, limits).prepared();
+                let entry = refreshed(&cell, (catalog.generation, context.number), plan);
+                assert_eq!((entry.catalog, entry.context), (catalog.generation, context.number), "{sql}");
+                let [only] = &entry.plan.statements[..] else { panic!("{:?}", entry.plan) };
+                assert_eq!(only.kind, Kind::Write, "{sql}");
+                only.writes.iter().map(|t| t.schema.clone()).collect::<Vec<_>>()
+            };
+            for _ in 0..2 {
+                assert_eq!(written(&public, &catalog), ["public"], "{sql}");
+                assert_eq!(written(&other, &catalog), ["other"], "{sql}");
+            }
+            catalog.generation += 1;
+            assert_eq!(written(&other, &catalog), ["other"], "{sql}");
+        }
+    }
+}

@@ -60,6 +60,8 @@ pub(super) struct Flight {
     pub(super) renamed: Option<(Box<[u8]>, Moved)>,
     /// What messages of the client executed that came after the unit was begun.
     pub(super) later: Vec<Rc<super::plans::Entry>>,
+    /// What of the batch was sent may have changed the search path.
+    pub(super) unsure: bool,
     /// The client broke the protocol: the server has been told, nothing more is read.
     pub(super) deaf: bool,
 }

@@ -253,10 +253,7 @@ impl Client {
     }
 
     pub(super) fn note_prologue(&mut self, survey: &Survey) {
-        match &survey.text {
-            Some(text) => self.txn.prologue.push(text.trim_end().trim_end_matches(';').to_owned()),
-            None => self.txn.fixed = true,
-        }
+        self.txn.note(survey.text.as_deref());
     }
 
     /// The server is gone in the middle of a unit.

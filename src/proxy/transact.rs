@@ -58,7 +58,7 @@ impl Client {
             self.txn.ticket = self.shard.ticket();
         }
         let survey = match unit {
-            Unit::Simple { length, function } => self.survey_simple(length, function),
+            Unit::Simple { length, function } => self.survey_simple(length, function, false),
             // Behind `Parse ... Query` without a Sync, Postgres 18 is in a transaction that this Sync ends.
             Unit::Extended { length: 5, complete: true }
                 if self.conn.input[0] == b'S' && self.txn.status == Status::Idle =>
@@ -67,7 +67,7 @@ impl Client {
                 frame::put_ready(&mut self.conn.output, self.txn.status.byte());
                 return Ok(());
             }
-            Unit::Extended { length, .. } => self.survey(length)?,
+            Unit::Extended { length, .. } => self.survey(length, false)?,
         };
         match self.choose(&survey, unit) {
             Ok((mut choice, moves)) => {
@@ -83,15 +83,16 @@ impl Client {
         }
     }
 
-    pub(super) fn survey_simple(&mut self, length: usize, function: bool) -> Survey {
+    pub(super) fn survey_simple(&mut self, length: usize, function: bool, unsure: bool) -> Survey {
         let mut survey = Survey::default();
         let text = frame::query_text(&self.conn.input[HEADER..length]);
         if !function && let Ok(text) = text {
-            let entry = self.shard.plan(text, &self.context, &self.current);
+            let context = self.meant(unsure);
+            let entry = self.shard.plan(text, &context, &self.current);
             if is_prologue(&entry) {
                 survey.text = Some(String::from_utf8_lossy(text).into_owned());
             }
-            survey.executed.push(self.resolve(&entry));
+            survey.executed.push(self.resolve(&entry, &context));
             survey.query = Some(entry);
         }
         survey
@@ -273,8 +274,8 @@ impl Client {
                         self.conn.input.extend_from_slice(kept);
                         self.conn.input.extend_from_slice(&rest);
                         survey = match unit {
-                            Unit::Simple { length, function } => self.survey_simple(length, function),
-                            Unit::Extended { length, .. } => self.survey(length)?,
+                            Unit::Simple { length, function } => self.survey_simple(length, function, false),
+                            Unit::Extended { length, .. } => self.survey(length, false)?,
                         };
                         continue;
                     }

@@ -65,4 +65,43 @@ impl Transaction {
         *self = Self { prologue, ..Self::default() };
         self.prologue.clear();
     }
+
+    /// The block has carried out `text`, which must be repeated where it moves to; `None` when it cannot be. A block
+    /// of very many such texts (a savepoint per row) stays where it is rather than keep them all.
+    pub fn note(&mut self, text: Option<&str>) {
+        let bytes: usize = self.prologue.iter().map(String::len).sum();
+        match text.map(|text| text.trim_end().trim_end_matches(';')) {
+            Some(text) if self.prologue.len() < MOST_TEXTS && bytes + text.len() <= MOST_BYTES => {
+                self.prologue.push(text.to_owned());
+            }
+            Some(_) => {
+                self.prologue = Vec::new();
+                self.fixed = true;
+            }
+            None => self.fixed = true,
+        }
+    }
+}
+
+const MOST_TEXTS: usize = 1000;
+const MOST_BYTES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prologue_is_bounded() {
+        for (text, times, kept, fixed) in [
+            ("savepoint s; ", 1000, 1000, false),
+            ("savepoint s", 1001, 0, true),
+            (&*"x".repeat(MOST_BYTES), 1, 1, false),
+            (&*"x".repeat(MOST_BYTES), 2, 0, true),
+            (&*"x".repeat(MOST_BYTES + 1), 1, 0, true),
+        ] {
+            let mut block = Transaction::default();
+            (0..times).for_each(|_| block.note(Some(text)));
+            assert_eq!((block.prologue.len(), block.fixed), (kept, fixed), "{times} of {} bytes", text.len());
+        }
+    }
 }

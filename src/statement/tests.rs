@@ -100,6 +100,43 @@ fn names_without_a_search_path() {
 }
 
 #[test]
+fn names_behind_a_change_of_the_search_path() {
+    for (first, known) in [
+        ("select 1", true),
+        ("set work_mem = '1MB'", true),
+        ("begin", true),
+        ("savepoint s", true),
+        ("release s", true),
+        ("set search_path = other", false),
+        ("set local search_path to other, public", false),
+        ("begin; set local \"search_path\" = other", false),
+        ("reset search_path", false),
+        ("select set_config('Search_Path', 'other', false)", false),
+        ("select 1, set_config('search_path', 'other', true)", false),
+        ("set role someone", false),
+        ("reset role", false),
+        ("set session authorization someone", false),
+        ("set local session authorization default", false),
+        ("reset all", false),
+        ("discard all", false),
+        ("commit", false),
+        ("rollback", false),
+        ("rollback to s", false),
+    ] {
+        let plan = plan(
+            &format!(
+                "insert into things values (0); {first}; insert into things values (1); insert into users values (2)"
+            ),
+            Some(&path()),
+            true,
+        );
+        let schemas = plan.statements.iter().flat_map(|s| &s.writes).map(|t| &*t.schema);
+        let behind = if known { "public" } else { "" };
+        assert_eq!(schemas.collect::<Vec<_>>(), ["public", behind, "public"], "{first}");
+    }
+}
+
+#[test]
 fn backslashes_escape_when_strings_do_not_conform() {
     check_file("escapes.txt", include_str!("cases/escapes.txt"), |sql| plan(sql, Some(&path()), false));
 }
