@@ -19,7 +19,7 @@ use crate::{
     error::ClientError,
     route::{self, Block, Decision, Footprint, Reason, TransactionState, Work},
     session::transaction::Status,
-    statement::{Isolation, Kind, Pin},
+    statement::{Isolation, Kind, Pin, Plan},
     wire::frame::{self, HEADER},
 };
 
@@ -84,8 +84,9 @@ impl Client {
 
     pub(super) fn survey_simple(&mut self, length: usize, function: bool) -> Survey {
         let mut survey = Survey::default();
-        let text = frame::query_text(&self.conn.input[HEADER..length]);
-        if !function && let Ok(text) = text {
+        if function {
+            survey.executed.push(Entry::new(Plan::function_call(), self.current.catalog.generation));
+        } else if let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) {
             let entry = self.shard.plan(text, &self.context, &self.current);
             if is_prologue(&entry) {
                 survey.text = Some(String::from_utf8_lossy(text).into_owned());
