@@ -68,6 +68,8 @@ pub struct Statement {
     pub hazards: Hazards,
     /// What stays behind in the session.
     pub effects: Vec<Effect>,
+    /// Runs code that it does not name (triggers, defaults, constraints, policies): what that leaves in the session is not known.
+    pub runs_code: bool,
 }
 
 /// A qualified name. `schema` is empty when it could not be resolved (unknown relation or `search_path`).
@@ -419,6 +421,7 @@ impl Statement {
             total_order: false,
             hazards: Hazards::default(),
             effects: Vec::new(),
+            runs_code: false,
         }
     }
 }

@@ -1,0 +1,59 @@
+//! Transaction pooling: what one client's statements leave in a session never reaches the next client.
+
+use crate::support::{
+    cluster::{database, newest, oldest},
+    frames, needs_proxy,
+    proxy::Settings,
+};
+
+/// Code that runs although no statement names it, and the protocol's own way to call a function.
+#[test]
+fn code_that_is_not_named() {
+    needs_proxy!();
+    database("left_code");
+    for cluster in [oldest(), newest()] {
+        let mut admin = cluster.admin("left_code");
+        for sql in [
+            "CREATE FUNCTION leave() RETURNS text LANGUAGE sql AS $$SELECT set_config('app.left', 'x', false)$$",
+            "CREATE FUNCTION fire() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM public.leave(); RETURN new; END$$",
+            "CREATE TRIGGER t BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION fire()",
+            "CREATE TABLE defaults (id int, left_over text DEFAULT leave())",
+            "CREATE TABLE checked (id int CHECK (leave() = 'x'))",
+            "CREATE DOMAIN picky AS int CHECK (leave() = 'x')",
+            "CREATE TABLE of_domain (id picky)",
+            "CREATE TABLE parted (id int) PARTITION BY LIST (id)",
+            "CREATE TABLE part PARTITION OF parted FOR VALUES IN (1)",
+            "CREATE TRIGGER t BEFORE INSERT ON part FOR EACH ROW EXECUTE FUNCTION fire()",
+            "CREATE VIEW seen AS SELECT leave()",
+            "CREATE TABLE guarded (id int)",
+            "INSERT INTO guarded VALUES (1)",
+            "ALTER TABLE guarded ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY p ON guarded USING (leave() = 'x')",
+            "GRANT SELECT ON guarded TO PUBLIC",
+        ] {
+            admin.query(sql).unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+        }
+    }
+    let proxy = Settings::new("left_code").transaction(1).start();
+    let mut next = proxy.client("alice");
+    for (what, bytes) in [
+        ("trigger", frames::query("INSERT INTO users VALUES (1, 'x')")),
+        ("default", frames::query("INSERT INTO defaults VALUES (1)")),
+        ("constraint", frames::query("INSERT INTO checked VALUES (1)")),
+        ("domain", frames::query("INSERT INTO of_domain VALUES (1)")),
+        ("partition", frames::query("INSERT INTO parted VALUES (1)")),
+        ("view", frames::query("SELECT * FROM seen")),
+        ("policy", frames::query("BEGIN; SET LOCAL ROLE alice; SELECT * FROM guarded; COMMIT")),
+        ("function call", frames::function_call(SET_CONFIG, &["app.left", "x", "f"])),
+    ] {
+        let mut first = proxy.client("alice");
+        first.send(&bytes);
+        first.until_ready(1).unwrap_or_else(|e| panic!("{what}: {e:?}"));
+        first.terminate();
+        let left = next.run("SELECT current_setting('app.left', true)");
+        assert!(left.as_deref().unwrap_or_default().is_empty(), "{what} left {left:?}");
+    }
+}
+
+/// `set_config` in every `pg_proc`.
+const SET_CONFIG: u32 = 2078;
