@@ -55,5 +55,34 @@ fn code_that_is_not_named() {
     }
 }
 
+/// Prepared statements that are named inside another statement, by simple queries and by the extended protocol.
+#[test]
+fn names_inside_statements() {
+    needs_proxy!();
+    database("left_names");
+    let mut settings = Settings::new("left_names").transaction(3);
+    settings.document_reads_target = 100;
+    let proxy = settings.start();
+    let texts =
+        ["EXPLAIN EXECUTE foo", "EXPLAIN (ANALYZE) EXECUTE foo", "CREATE TEMP TABLE made AS EXECUTE foo"];
+    for text in texts {
+        for send in [frames::query(text), [frames::extended(text, &[]), frames::sync()].concat()] {
+            // Another client's name on the same connection must not be met.
+            let mut other = proxy.client("alice");
+            other.run("PREPARE foo AS SELECT 'other' AS id, 'other' AS name");
+            let mut client = proxy.client("alice");
+            client.run("PREPARE foo AS SELECT id, title FROM documents");
+            client.send(&send);
+            client.until_ready(1).unwrap_or_else(|e| panic!("{text}: {e:?}"));
+            assert_eq!(client.query("EXECUTE foo").map(|rows| rows.len()), Ok(0), "{text}");
+            if text.starts_with("CREATE") {
+                assert_eq!(client.run("SELECT count(*) FROM made").as_deref(), Some("0"));
+            }
+            client.terminate();
+            assert_eq!(other.run("EXECUTE foo").as_deref(), Some("other"));
+        }
+    }
+}
+
 /// `set_config` in every `pg_proc`.
 const SET_CONFIG: u32 = 2078;
