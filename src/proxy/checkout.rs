@@ -97,7 +97,9 @@ impl Client {
             if server.side == self.set_side {
                 return Ok(()); // where they were set
             }
-            if let Some(mut origin) = self.servers[self.set_side.index()].take() {
+            // Inside a block the values are not settled: whoever looks aside meanwhile gets those of before.
+            let settled = |s: &mut Box<Server>| s.status == Status::Idle;
+            if let Some(mut origin) = self.servers[self.set_side.index()].take_if(settled) {
                 let read = self.read_settings(&mut origin).await;
                 self.servers[self.set_side.index()] = Some(origin);
                 read?;
@@ -112,6 +114,7 @@ impl Client {
 
     /// Reads the values of the settings that were changed from the server that has them.
     pub(super) async fn read_settings(&mut self, server: &mut Server) -> Result<(), QueryError> {
+        debug_assert_eq!(server.status, Status::Idle, "what a block has set may be rolled back");
         let mut names = std::mem::take(&mut self.unread);
         for (name, _) in self.settings.iter() {
             if !names.contains(name) {
@@ -156,33 +159,65 @@ impl Client {
         self.unread.iter().any(|n| CONTEXT.contains(&n.as_str()) || n == "default_transaction_isolation")
     }
 
-    /// Reads what unqualified names mean inside the block; settings are read at its end.
+    /// Reads what unqualified names mean inside the block; settings are read at its end. SHOW takes no snapshot, which
+    /// would forbid a SET TRANSACTION that follows.
     pub(super) async fn read_context(&mut self, server: &mut Server) -> Result<(), QueryError> {
-        let names = CONTEXT.map(str::to_owned);
-        let rows = server.query(&settings::readback(&names), &self.shard.buffers).await?;
-        let values = rows.into_iter().next().unwrap_or_default();
-        let pairs = names.into_iter().zip(values).filter_map(|(n, v)| v.map(|v| (n, v)));
-        let outside = std::mem::replace(&mut self.settings, Rc::new(pairs.collect()));
+        let show = CONTEXT.map(|name| format!("SHOW {name}")).join("; ");
+        let rows = server.query(&show, &self.shard.buffers).await?;
+        let values = rows.into_iter().map(|row| row.into_iter().next().flatten());
+        let pairs = CONTEXT.iter().zip(values).filter_map(|(n, v)| v.map(|v| ((*n).to_owned(), v)));
+        let mut inside: Vec<(String, String)> = pairs.collect();
+        inside.sort();
+        let outside = std::mem::replace(&mut self.settings, Rc::new(inside));
+        let isolation = self.read_committed;
         self.refresh_context(server);
+        self.read_committed = isolation;
         self.settings = outside;
         Ok(())
     }
 
-    /// What SET has changed in the block so far, with its values there.
-    pub(super) async fn settings_of_block(&mut self) -> Result<Vec<(String, String)>, QueryError> {
-        let here = self.txn.side.filter(|&side| side == self.set_side && !self.unread.is_empty());
-        let Some(server) = here.and_then(|side| self.servers[side.index()].as_mut()) else {
-            return Ok(Vec::new());
+    /// Takes the transaction block to `side`: it is rolled back where it was, and its prologue is repeated there. What
+    /// it holds is given back before anything else is asked for, or clients that swap sides would wait for one another.
+    pub(super) async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
+        let touched = self.unread.clone();
+        self.leave_block(side.other()).await?;
+        let (at, result) = match self.enter_block(side).await {
+            Ok(()) => (side, Ok(())),
+            // The error is the block's own: it goes on where it was, to fail there.
+            Err(error) => match self.enter_block(side.other()).await {
+                Ok(()) => (side.other(), Err(error)),
+                Err(_) => return Err(ClientError { fatal: true, ..error }),
+            },
         };
-        let mut names = self.unread.clone();
-        names.sort();
-        let rows = server.query(&settings::readback(&names), &self.shard.buffers).await?;
-        let values = rows.into_iter().next().unwrap_or_default();
-        Ok(names.into_iter().zip(values).filter_map(|(n, v)| v.map(|v| (n, v))).collect())
+        if !touched.is_empty() {
+            self.unread = touched;
+            self.set_side = at;
+        }
+        result
     }
 
-    /// Takes the transaction block to `side`: its prologue is repeated there, then it is rolled back where it was.
-    pub(super) async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
+    /// Rolls the block back where it is; what was set before it is known from then on.
+    async fn leave_block(&mut self, side: Side) -> Result<(), ClientError> {
+        let shard = Rc::clone(&self.shard);
+        let Some(mut server) = self.servers[side.index()].take() else { return Ok(()) };
+        let mut left = server.query("ROLLBACK", &shard.buffers).await.map(|_| ());
+        if left.is_ok() && !self.unread.is_empty() && self.set_side == side {
+            left = self.read_settings(&mut server).await;
+        }
+        if let Err(e) = left {
+            shard.lost_server(side, &e.to_string());
+            return Err(ClientError::fatal(UNREACHABLE, format!("the {side} session was lost: {e}")));
+        }
+        if self.keeps_servers() {
+            self.servers[side.index()] = Some(server);
+        } else {
+            shard.give_back(&self.pools[side.index()], server, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Begins the block on `side`, as far as it can be repeated.
+    async fn enter_block(&mut self, side: Side) -> Result<(), ClientError> {
         let shard = Rc::clone(&self.shard);
         let failed = |what: String| {
             ClientError::error(UNREACHABLE, format!("the transaction could not move to the {side}: {what}")).hint(
@@ -195,34 +230,17 @@ impl Client {
             Refused::Timeout => failed("no server connection became free in time".to_owned()),
             Refused::Cancelled => ClientError::error("57014", "canceling statement due to user request"),
         };
-        let taken_along = match self.settings_of_block().await {
-            Ok(settings) => settings,
-            Err(e) => return Err(failed(e.to_string())),
-        };
+        // Outside of any block for this moment: a session's settings are applied.
         let mut server = self.checkout(side).await.map_err(refused)?;
-        let mut prologue = self.txn.prologue.join(";\n");
-        if let Some(set) = settings::transition(&[], &taken_along) {
-            prologue = format!("{prologue};\n{set}");
-            self.set_side = side;
+        let mut replayed = server.query(&self.txn.prologue.join(";\n"), &shard.buffers).await.map(|_| ());
+        if replayed.is_ok() && self.context_local {
+            replayed = self.read_context(&mut server).await;
         }
-        let replayed = server.query(&prologue, &shard.buffers).await;
         if let Err(e) = replayed {
             shard.close(server);
             return Err(failed(e.to_string()));
         }
         self.servers[side.index()] = Some(server);
-        if let Some(mut old) = self.servers[side.other().index()].take() {
-            match old.query("ROLLBACK", &shard.buffers).await {
-                Ok(_) if self.keeps_servers() => self.servers[side.other().index()] = Some(old),
-                Ok(_) => shard.give_back(&self.pools[side.other().index()], old, Instant::now()),
-                Err(e) => {
-                    shard.lost_server(side.other(), &e.to_string());
-                    if self.keeps_servers() && side == Side::Target {
-                        return Err(ClientError::fatal("08006", "the source session was lost"));
-                    }
-                }
-            }
-        }
         self.txn.side = Some(side);
         self.shared.side.set(Some(side));
         Ok(())

@@ -103,6 +103,10 @@ impl Client {
                 if matches!(statement.kind, Kind::Declare { hold: true, .. }) {
                     self.held_side = Some(server.side);
                 }
+                if statement.kind == Kind::Code && self.routes() {
+                    // Code may have changed what names mean; where they would be routed by, it is looked up.
+                    self.note_effect(&Effect::Setting("search_path".to_owned()), server.side);
+                }
                 for effect in &statement.effects {
                     self.note_effect(effect, server.side);
                 }
@@ -126,6 +130,9 @@ impl Client {
                 }
             }
             Effect::ResetAll => {
+                self.set_side = side;
+                self.context_moved = self.txn.status != Status::Idle;
+                self.context_local |= self.context_moved;
                 let names: Vec<String> = self.settings.iter().map(|(n, _)| n.clone()).collect();
                 self.unread.extend(names);
                 self.unread.extend(["search_path".to_owned(), "role".to_owned()]);
@@ -138,6 +145,12 @@ impl Client {
             }
             Effect::DiscardAll | Effect::DiscardSome => {}
         }
+    }
+
+    /// Is anything but the source in use?
+    fn routes(&self) -> bool {
+        let target = |share: crate::route::policy::Share| share.basis_points() > 0;
+        self.current.config.policy.repositories.iter().any(|r| target(r.reads) || target(r.writes))
     }
 
     /// DISCARD ALL was carried out.
@@ -173,27 +186,40 @@ impl Client {
             self.txn.fixed |= footprint.opens_cursor;
         }
         let statements = || survey.executed.iter().flat_map(|e| &e.plan.statements);
-        self.txn.fixed |= statements().nth(1).is_some();
+        // BEGIN and reads in one batch, as pgjdbc sends them, can be repeated; other batches cannot.
+        let several = statements().nth(1).is_some();
+        let begins = |k: &Kind| matches!(k, Kind::Transaction(Control::Begin { .. }));
+        let opening = statements().next().is_some_and(|s| begins(&s.kind))
+            && statements().skip(1).all(|s| s.kind == Kind::Read);
+        self.txn.fixed |= several && !opening;
         for statement in statements() {
             match &statement.kind {
                 Kind::Transaction(Control::Begin { read_only, isolation }) => {
                     self.txn.read_only = *read_only;
                     self.txn.isolation = *isolation;
-                    self.note_prologue(survey);
+                    if several {
+                        self.txn.prologue.push(begin(*read_only, *isolation));
+                    } else {
+                        self.note_prologue(survey);
+                    }
                 }
                 Kind::Transaction(Control::Commit { .. } | Control::Rollback { .. }) => {
+                    self.context_moved |= self.context_local;
                     let prologue = self.txn.prologue.first().cloned();
                     self.txn.prologue.clear();
                     self.txn.prologue.extend(prologue);
                     self.txn.fixed = true; // AND CHAIN
                 }
-                Kind::Transaction(_) => self.note_prologue(survey),
+                Kind::Transaction(_) => {
+                    self.context_moved |= self.context_local; // ROLLBACK TO undoes settings as well
+                    self.note_prologue(survey);
+                }
                 Kind::Local => {
                     statement.effects.iter().for_each(|effect| self.note_mode(effect));
                     self.note_prologue(survey);
                 }
-                // Settings are taken along when the block moves; of the rest nothing is known.
-                Kind::Session if only_settings(statement) => {}
+                // Settings are repeated when the block moves; of the rest nothing is known.
+                Kind::Session if only_settings(statement) => self.note_prologue(survey),
                 Kind::Session | Kind::Utility | Kind::Unknown(_) => self.txn.work = Work::Written,
                 Kind::Empty
                 | Kind::Read
@@ -275,6 +301,22 @@ impl Client {
             self.shard.count_query(footprint, choice.side, took, flight.sqlstate.as_ref());
         }
     }
+}
+
+/// A BEGIN like one that stood among other statements.
+fn begin(read_only: Option<bool>, isolation: Option<Isolation>) -> String {
+    let level = match isolation {
+        None => "",
+        Some(Isolation::ReadCommitted) => " ISOLATION LEVEL READ COMMITTED",
+        Some(Isolation::RepeatableRead) => " ISOLATION LEVEL REPEATABLE READ",
+        Some(Isolation::Serializable) => " ISOLATION LEVEL SERIALIZABLE",
+    };
+    let access = match read_only {
+        None => "",
+        Some(true) => " READ ONLY",
+        Some(false) => " READ WRITE",
+    };
+    format!("BEGIN{level}{access}")
 }
 
 /// Does it leave nothing but settings behind?

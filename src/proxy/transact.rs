@@ -9,6 +9,7 @@ use super::{
     plans::Entry,
     relay::{Broken, Flight},
     send::SendError,
+    settle::only_settings,
     shard::Shard,
     shared::Signal,
 };
@@ -342,5 +343,8 @@ fn reads_catalog(survey: &Survey) -> bool {
 
 /// Must the text be kept, to be repeated where the transaction moves to?
 fn is_prologue(entry: &Rc<Entry>) -> bool {
-    matches!(&entry.plan.statements[..], [only] if matches!(only.kind, Kind::Transaction(_) | Kind::Local))
+    let repeated = |s: &crate::statement::Statement| {
+        matches!(s.kind, Kind::Transaction(_) | Kind::Local) || s.kind == Kind::Session && only_settings(s)
+    };
+    matches!(&entry.plan.statements[..], [only] if repeated(only))
 }

@@ -132,13 +132,18 @@ impl Walker<'_> {
                 let value = args.get(1).copied().and_then(literal).map(str::to_owned);
                 self.effect(Effect::LocalSetting { name: name.to_ascii_lowercase(), value });
             }
-            (None, Some(true)) => self.found.local = true,
+            // Whatever it sets may be what names depend on.
+            (None, Some(true)) => {
+                self.found.local = true;
+                self.effect(Effect::LocalSetting { name: "search_path".to_owned(), value: None });
+            }
             (Some(name), Some(false)) => {
                 self.found.session = true;
                 self.effect(Effect::Setting(name.to_ascii_lowercase()));
             }
             (_, None) | (None, Some(false)) => {
                 self.found.session = true;
+                self.effect(Effect::Setting("search_path".to_owned()));
                 self.pin(Pin::SessionState);
             }
         }

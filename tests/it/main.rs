@@ -8,6 +8,7 @@
 mod differential;
 mod failures;
 mod leftovers;
+mod moves;
 mod operation;
 mod reload;
 mod security;
