@@ -47,6 +47,10 @@ pub struct Relation {
     pub reads: Vec<Table>,
     /// Functions that are not built in and volatile, called by a view.
     pub functions: Vec<Table>,
+    /// Reading it calls volatile functions of the user's that the text does not name: row security policies.
+    pub read_code: bool,
+    /// Writing it does: triggers, defaults, constraints, also of partitions and of what a foreign key cascades to.
+    pub write_code: bool,
     /// A binary value of some column carries OIDs that differ between the sides (array or composite of a user's type).
     pub nested_oids: bool,
     /// Columns of its primary key or of a unique not-null index, if any.

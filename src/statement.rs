@@ -36,6 +36,15 @@ impl Plan {
         let statements = vec![Statement::new(Kind::Unknown(why), 0..length)];
         Self { statements, literal_dependent: true, fingerprint: 0 }
     }
+
+    /// The plan of the protocol's `FunctionCall`, which names a function by its OID. libpq calls large objects so, and
+    /// those are the source's; what else it may call stays in the session.
+    pub fn function_call() -> Self {
+        let mut call = Statement::new(Kind::Utility, 0..0);
+        call.hazards.insert(Hazards::SIDE_EFFECT);
+        call.effects.push(Effect::Pin(Pin::SessionState));
+        Self { statements: vec![call], literal_dependent: true, fingerprint: 0 }
+    }
 }
 
 /// One statement of a text.
@@ -59,6 +68,8 @@ pub struct Statement {
     pub hazards: Hazards,
     /// What stays behind in the session.
     pub effects: Vec<Effect>,
+    /// Runs code that it does not name (triggers, defaults, constraints, policies): what that leaves in the session is not known.
+    pub runs_code: bool,
 }
 
 /// A qualified name. `schema` is empty when it could not be resolved (unknown relation or `search_path`).
@@ -414,6 +425,7 @@ impl Statement {
             total_order: false,
             hazards: Hazards::default(),
             effects: Vec::new(),
+            runs_code: false,
         }
     }
 

@@ -78,10 +78,17 @@ impl Line {
         let mut waiting = self.lock();
         let entries = &mut waiting.entries;
         let promised = |e: &Entry| e.promised.is_some_and(|at| at.elapsed() < PROMISE);
-        let Some(first) = entries.iter().position(|e| !e.hand.is_closed() && !promised(e)) else {
-            return Next::Nobody;
-        };
         let mine = entries.iter().position(|e| e.pool == pool && !e.hand.is_closed());
+        let Some(first) = entries.iter().position(|e| !e.hand.is_closed() && !promised(e)) else {
+            // Room is being made for all who wait. A connection that suits one of them serves him sooner; left idle it
+            // would keep that very room occupied.
+            let alike = || entries.iter().position(|e| *e.kind == *kind && !e.hand.is_closed());
+            return match (mine, alike()) {
+                (Some(at), _) => self.take(entries, at).map_or(Next::Nobody, |e| Next::Here(e.number)),
+                (None, Some(at)) => self.take(entries, at).map_or(Next::Nobody, |e| Next::There(e.hand)),
+                (None, None) => Next::Nobody,
+            };
+        };
         let limit = entries[first].since + TOLERANCE;
         if let Some(mine) = mine.filter(|&mine| entries[mine].since <= limit) {
             return self.take(entries, mine).map_or(Next::Nobody, |e| Next::Here(e.number));
@@ -193,5 +200,7 @@ mod tests {
         assert!(matches!(share.line.next(2, "k"), Next::Room));
         assert!(matches!(share.line.next(2, "k"), Next::Nobody));
         assert!(share.line.promised_elsewhere(2) && !share.line.promised_elsewhere(1));
+        // A connection that suits who was promised room serves him at once.
+        assert!(matches!(share.line.next(1, "other"), Next::Here(_)));
     }
 }

@@ -159,6 +159,7 @@ fn add_relations(catalog: &mut Catalog, raw: &Raw, side: Side, types: &Types) {
         .filter(|(_, column)| types.nested[side.index()].contains(column))
         .map(|&(relation, _)| relation)
         .collect();
+    let [read_code, write_code] = runs_code(raw);
     for r in &raw.relations {
         let Some(table) = names.get(&r.oid) else { continue };
         let nested_oids = nested.contains(&r.oid);
@@ -166,6 +167,8 @@ fn add_relations(catalog: &mut Catalog, raw: &Raw, side: Side, types: &Types) {
             known.on[side.index()] = true;
             // Either side may answer.
             known.nested_oids |= nested_oids;
+            known.read_code |= read_code.contains(&r.oid);
+            known.write_code |= write_code.contains(&r.oid);
             continue;
         }
         let (reads, functions) = uses.of(r.oid);
@@ -176,12 +179,35 @@ fn add_relations(catalog: &mut Catalog, raw: &Raw, side: Side, types: &Types) {
             parent: names.get(&r.parent).cloned(),
             reads: reads.iter().filter_map(|oid| names.get(oid).cloned()).collect(),
             functions: functions.into_iter().collect(),
+            read_code: read_code.contains(&r.oid),
+            write_code: write_code.contains(&r.oid),
             nested_oids,
             key: raw.keys.get(&r.oid).cloned().unwrap_or_default(),
             on,
         };
         catalog.relations.insert(table.clone(), relation);
     }
+}
+
+/// Relations that call volatile functions when they are read, and when they are written.
+fn runs_code(raw: &Raw) -> [HashSet<u32>; 2] {
+    let volatile: HashSet<u32> = raw.functions.iter().filter(|f| f.volatile).map(|f| f.oid).collect();
+    let calls = |on_writes| {
+        let code = raw.code.iter().filter(move |(_, writes, _)| *writes == on_writes);
+        code.filter(|(_, _, function)| volatile.contains(function)).map(|&(relation, ..)| relation)
+    };
+    let (reads, mut writes) = (calls(false).collect(), calls(true).collect::<HashSet<u32>>());
+    // A write to a parent reaches its partitions, and a foreign key what refers to the row.
+    let mut causes: HashMap<u32, Vec<u32>> = HashMap::new();
+    let parents = raw.relations.iter().filter(|r| r.kind != b'S').map(|r| (r.parent, r.oid));
+    for (from, to) in parents.chain(raw.cascades.iter().copied()) {
+        causes.entry(to).or_default().push(from);
+    }
+    let mut open: Vec<u32> = writes.iter().copied().collect();
+    while let Some(oid) = open.pop() {
+        open.extend(causes.get(&oid).into_iter().flatten().copied().filter(|&cause| writes.insert(cause)));
+    }
+    [reads, writes]
 }
 
 fn kind(relkind: u8) -> RelationKind {
@@ -337,6 +363,37 @@ mod tests {
                 (base + 20, base + 1),
             ],
             ..Raw::default()
+        }
+    }
+
+    #[test]
+    fn code_that_is_not_named() {
+        let mut raw = side(20_000);
+        raw.relations.extend([relation(1, "parent", b'p'), relation(2, "referred", b'r')]);
+        raw.relations.push(RawRelation { parent: 1, ..relation(3, "partition", b'r') });
+        let function = |oid, volatile| crate::catalog::load::RawFunction {
+            oid,
+            schema: 1,
+            name: format!("f{oid}"),
+            volatile,
+            reads_tables: true,
+        };
+        raw.functions = vec![function(90, true), function(91, false)];
+        raw.code = vec![(3, true, 90), (20_010, false, 90), (20_011, true, 91)];
+        raw.cascades = vec![(2, 1)];
+        let catalog = build(&[Some(raw), None], 1);
+        let of = |name: &str| {
+            let relation = &catalog.relations[&table(name)];
+            (relation.read_code, relation.write_code)
+        };
+        for (name, expected) in [
+            ("partition", (false, true)),
+            ("parent", (false, true)),
+            ("referred", (false, true)),
+            ("enums", (true, false)),
+            ("arrays", (false, false)),
+        ] {
+            assert_eq!(of(name), expected, "{name}");
         }
     }
 

@@ -85,6 +85,10 @@ pub(super) struct Raw {
     pub(super) relations: Vec<RawRelation>,
     /// (relation with rules, `p`roc or `c`lass, OID of what the rules use)
     pub(super) rules: Vec<(u32, bool, u32)>,
+    /// (relation, on writes alone, OID of a function that is called)
+    pub(super) code: Vec<(u32, bool, u32)>,
+    /// (relation, what a write to it writes as well by a foreign key)
+    pub(super) cascades: Vec<(u32, u32)>,
     pub(super) functions: Vec<RawFunction>,
     pub(super) types: Vec<RawType>,
     /// (relation, OID of the type of a column); only types that are not built in.
@@ -141,10 +145,12 @@ async fn read(client: &mut Client) -> Result<(Raw, i64), tokio_postgres::Error> 
         .await?;
     let t = &transaction;
     // Polled together, the queries go out in one burst and the answers come back in turn.
-    let (schemas, relations, rules, functions, types, columns, keys, paths, print) = tokio::try_join!(
+    let (schemas, relations, rules, code, cascades, functions, types, columns, keys, paths, print) = tokio::try_join!(
         rows(t, SCHEMAS),
         rows(t, RELATIONS),
         rows(t, RULES),
+        rows(t, CODE),
+        rows(t, CASCADES),
         rows(t, FUNCTIONS),
         rows(t, TYPES),
         rows(t, COLUMNS),
@@ -156,6 +162,8 @@ async fn read(client: &mut Client) -> Result<(Raw, i64), tokio_postgres::Error> 
     let mut raw = Raw {
         schemas: schemas.iter().map(|r| (r.get(0), r.get(1))).collect(),
         rules: rules.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect(),
+        code: code.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect(),
+        cascades: cascades.iter().map(|r| (r.get(0), r.get(1))).collect(),
         columns: columns.iter().map(|r| (r.get(0), r.get(1))).collect(),
         ..Raw::default()
     };
@@ -230,6 +238,28 @@ LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::p
 WHERE d.refclassid IN ('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass,
                        'pg_catalog.pg_operator'::pg_catalog.regclass)
   AND d.refobjid >= 16384 AND NOT (d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = r.ev_class)";
+
+/// What is called by triggers, defaults, constraints (of domains as well) and policies; operators by their functions.
+const CODE: &str = "
+WITH objects(class, oid, relation, writes) AS (
+  SELECT 'pg_catalog.pg_trigger'::pg_catalog.regclass, t.oid, t.tgrelid, true
+  FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal AND t.tgenabled <> 'D'
+  UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, a.oid, a.adrelid, true FROM pg_catalog.pg_attrdef a
+  UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid, c.conrelid, true
+            FROM pg_catalog.pg_constraint c WHERE c.conrelid <> 0
+  UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid, a.attrelid, true
+            FROM pg_catalog.pg_constraint c JOIN pg_catalog.pg_attribute a ON a.atttypid = c.contypid WHERE c.contypid <> 0
+  UNION ALL SELECT 'pg_catalog.pg_policy'::pg_catalog.regclass, p.oid, p.polrelid, false FROM pg_catalog.pg_policy p
+)
+SELECT DISTINCT o.relation, o.writes, COALESCE(x.oprcode::oid, d.refobjid)
+FROM objects o JOIN pg_catalog.pg_depend d ON d.classid = o.class AND d.objid = o.oid
+LEFT JOIN pg_catalog.pg_operator x ON d.refclassid = 'pg_catalog.pg_operator'::pg_catalog.regclass AND x.oid = d.refobjid
+WHERE d.refclassid IN ('pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass)
+  AND d.refobjid >= 16384";
+
+const CASCADES: &str = "
+SELECT DISTINCT c.confrelid, c.conrelid FROM pg_catalog.pg_constraint c
+WHERE c.contype = 'f' AND (c.confdeltype IN ('c', 'n', 'd') OR c.confupdtype IN ('c', 'n', 'd'))";
 
 /// An aggregate is marked immutable whatever its parts are: they count.
 const FUNCTIONS: &str = "
@@ -315,6 +345,11 @@ WITH live AS MATERIALIZED (
   UNION ALL SELECT 8, n.oid, n.xmin FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '^pg_(toast|temp_)'
   UNION ALL SELECT 9, s.setrole, s.xmin FROM pg_catalog.pg_db_role_setting s
   UNION ALL SELECT 10, o.oid, o.xmin FROM pg_catalog.pg_operator o WHERE o.oid >= 16384
+  UNION ALL SELECT 11, t.oid, t.xmin FROM pg_catalog.pg_trigger t JOIN live l ON l.oid = t.tgrelid
+  UNION ALL SELECT 12, a.oid, a.xmin FROM pg_catalog.pg_attrdef a JOIN live l ON l.oid = a.adrelid
+  UNION ALL SELECT 13, c.oid, c.xmin FROM pg_catalog.pg_constraint c
+            WHERE c.oid >= 16384 AND (c.conrelid = 0 OR c.conrelid IN (SELECT l.oid FROM live l))
+  UNION ALL SELECT 14, p.oid, p.xmin FROM pg_catalog.pg_policy p
 )
 SELECT COALESCE(pg_catalog.sum(pg_catalog.hashint8((r.oid::int8 << 32) # r.xmin::text::int8)::int8 * r.kind), 0)::int8
 FROM rows r";

@@ -122,7 +122,12 @@ impl Client {
             let named = self.plan_of(statement, context);
             return match &named.plan.statements[..] {
                 [inner] if matches!(inner.kind, Kind::Execute { .. }) => Rc::clone(entry),
-                _ => named,
+                _ if only.writes.is_empty() && only.effects.is_empty() && only.functions.is_empty() => named,
+                // CREATE TABLE AS EXECUTE, or arguments that do something: both.
+                inner => {
+                    let statements = [&entry.plan.statements, inner].concat();
+                    Entry::new(Plan { statements, ..entry.plan.clone() }, entry.catalog, entry.context)
+                }
             };
         }
         Rc::clone(entry)

@@ -4,7 +4,7 @@ use std::{future::poll_fn, io, rc::Rc, time::Instant};
 
 use super::{
     client::{Client, End, Unit},
-    extended::Survey,
+    extended::{Survey, names_in},
     plans::Entry,
     relay::{Broken, Flight},
     shared::{Running, Signal},
@@ -62,13 +62,19 @@ impl Client {
     ) -> Result<bool, SendError> {
         let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) else { return Ok(false) };
         let text = text.to_vec();
-        let [only] = &entry.plan.statements[..] else {
-            self.make_all_known(server).await?;
-            for name in super::extended::names_in(&entry.plan) {
-                self.make_known(name.as_bytes(), server).await?;
+        // EXPLAIN EXECUTE and CREATE TABLE AS EXECUTE name theirs somewhere inside.
+        let hidden =
+            || names_in(&entry.plan).next().is_some() && crate::session::prepared::name_span(&text).is_none();
+        let only = match &entry.plan.statements[..] {
+            [only] if !hidden() => only,
+            _ => {
+                self.make_all_known(server).await?;
+                for name in names_in(&entry.plan) {
+                    self.make_known(name.as_bytes(), server).await?;
+                }
+                self.await_tags(&entry.plan, None, flight);
+                return Ok(false);
             }
-            self.await_tags(&entry.plan, None, flight);
-            return Ok(false);
         };
         if let Kind::Prepare { name, .. } = &only.kind {
             self.await_tags(&entry.plan, Some(&text), flight);

@@ -98,7 +98,8 @@ impl Client {
         for entry in &survey.executed {
             for statement in &entry.plan.statements {
                 server.tainted |= matches!(statement.kind, Kind::Code | Kind::Unknown(_))
-                    || !statement.functions.is_empty();
+                    || !statement.functions.is_empty()
+                    || statement.runs_code;
                 if matches!(statement.kind, Kind::Declare { hold: true, .. }) {
                     self.held_side = Some(server.side);
                 }

@@ -20,7 +20,7 @@ use crate::{
     error::ClientError,
     route::{self, Block, Decision, Footprint, Reason, TransactionState, Work},
     session::transaction::Status,
-    statement::{Isolation, Kind, Pin},
+    statement::{Isolation, Kind, Pin, Plan},
     wire::frame::{self, HEADER},
 };
 
@@ -85,8 +85,14 @@ impl Client {
 
     pub(super) fn survey_simple(&mut self, length: usize, function: bool, unsure: bool) -> Survey {
         let mut survey = Survey::default();
-        let text = frame::query_text(&self.conn.input[HEADER..length]);
-        if !function && let Ok(text) = text {
+        if function {
+            let context = self.meant(unsure);
+            survey.executed.push(Entry::new(
+                Plan::function_call(),
+                self.current.catalog.generation,
+                context.number,
+            ));
+        } else if let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) {
             let context = self.meant(unsure);
             let entry = self.shard.plan(text, &context, &self.current);
             if is_prologue(&entry) {

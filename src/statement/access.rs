@@ -82,6 +82,7 @@ impl<'a> Walker<'a> {
         if meaning.temporary {
             self.pin(Pin::TempTable);
         }
+        self.out.runs_code |= meaning.read_code;
         self.out.reads.extend(meaning.tables);
         self.user_functions(meaning.functions);
     }
@@ -101,6 +102,7 @@ impl<'a> Walker<'a> {
         if meaning.tables.is_empty() && !meaning.system {
             self.out.writes.insert(name::relation(self.context, schema, relation));
         }
+        self.out.runs_code |= meaning.read_code || meaning.write_code;
         self.out.writes.extend(meaning.tables);
         self.user_functions(meaning.functions);
     }

@@ -12,6 +12,10 @@ pub(super) struct Meaning {
     pub(super) tables: BTreeSet<Table>,
     /// Volatile functions that its views call.
     pub(super) functions: BTreeSet<Table>,
+    /// Reading it runs code that is not named.
+    pub(super) read_code: bool,
+    /// Writing it does.
+    pub(super) write_code: bool,
     /// It is, or a view of it reads, a relation of the system.
     pub(super) system: bool,
     /// It is a temporary relation.
@@ -72,6 +76,8 @@ fn expand(catalog: &Catalog, table: Table, meaning: &mut Meaning, seen: &mut BTr
         return;
     };
     meaning.functions.extend(relation.functions.iter().cloned());
+    meaning.read_code |= relation.read_code;
+    meaning.write_code |= relation.write_code;
     if relation.kind == RelationKind::View {
         for read in &relation.reads {
             expand(catalog, read.clone(), meaning, seen);

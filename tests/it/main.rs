@@ -7,6 +7,7 @@
 
 mod differential;
 mod failures;
+mod leftovers;
 mod moves;
 mod operation;
 mod reload;
