@@ -30,8 +30,6 @@ pub struct Catalog {
     pub nested: crate::wire::oids::Nested,
     /// The same for relations (`RowDescription` names the table of a column).
     pub class_target_to_source: HashMap<u32, u32>,
-    /// `search_path` a new session of (user) gets, schemas in order with `$user` kept; the database's default is under "".
-    pub default_search_path: HashMap<String, Vec<String>>,
     /// Schemas that exist.
     pub schemas: std::collections::HashSet<String>,
 }

@@ -33,11 +33,6 @@ pub(super) fn build(raw: &[Option<Raw>; 2], generation: u64) -> Catalog {
         add_relations(&mut catalog, raw, side, &types);
         add_functions(&mut catalog, raw);
     }
-    // The source's, or the only ones there are.
-    if let Some(raw) = raw.iter().flatten().next() {
-        let path = |(role, text): (&String, &String)| (role.clone(), split_search_path(text));
-        catalog.default_search_path = raw.search_paths.iter().map(path).collect();
-    }
     catalog.schemas_by_name = by_name(catalog.relations.keys());
     catalog.function_schemas_by_name = by_name(catalog.functions.keys());
     catalog
@@ -279,50 +274,9 @@ fn add_functions(catalog: &mut Catalog, raw: &Raw) {
     }
 }
 
-/// `"$user", public` as Postgres' `SplitIdentifierString` reads it; what it would refuse is left out.
-pub(super) fn split_search_path(text: &str) -> Vec<String> {
-    let (mut list, mut part, mut quoted, mut was_quoted) = (Vec::new(), String::new(), false, false);
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' if quoted && chars.peek() == Some(&'"') => {
-                chars.next();
-                part.push('"');
-            }
-            '"' => (quoted, was_quoted) = (!quoted, true),
-            c if quoted => part.push(c),
-            ',' => {
-                list.push(std::mem::take(&mut part));
-                was_quoted = false;
-            }
-            c if c.is_whitespace() => {}
-            c => part.push(if was_quoted { c } else { c.to_ascii_lowercase() }),
-        }
-    }
-    list.push(part);
-    list.retain(|p| !p.is_empty());
-    list
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn search_paths() {
-        let cases: [(&str, &[&str]); 7] = [
-            ("\"$user\", public", &["$user", "public"]),
-            ("", &[]),
-            ("\"\"", &[]),
-            ("App,\"App\"", &["app", "App"]),
-            ("\"a,b\" , \"c\"\"d\"", &["a,b", "c\"d"]),
-            (" pg_catalog ", &["pg_catalog"]),
-            ("\"open", &["open"]),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(split_search_path(text), expected, "{text}");
-        }
-    }
 
     fn relation(oid: u32, name: &str, kind: u8) -> super::super::load::RawRelation {
         RawRelation { oid, schema: 1, name: name.to_owned(), kind, parent: 0 }

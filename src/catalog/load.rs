@@ -95,8 +95,6 @@ pub(super) struct Raw {
     pub(super) columns: Vec<(u32, u32)>,
     /// Relation -> columns of its best key.
     pub(super) keys: HashMap<u32, Vec<String>>,
-    /// Role (empty: everybody else) -> `search_path` as set.
-    pub(super) search_paths: HashMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -145,7 +143,7 @@ async fn read(client: &mut Client) -> Result<(Raw, i64), tokio_postgres::Error> 
         .await?;
     let t = &transaction;
     // Polled together, the queries go out in one burst and the answers come back in turn.
-    let (schemas, relations, rules, code, cascades, functions, types, columns, keys, paths, print) = tokio::try_join!(
+    let (schemas, relations, rules, code, cascades, functions, types, columns, keys, print) = tokio::try_join!(
         rows(t, SCHEMAS),
         rows(t, RELATIONS),
         rows(t, RULES),
@@ -155,7 +153,6 @@ async fn read(client: &mut Client) -> Result<(Raw, i64), tokio_postgres::Error> 
         rows(t, TYPES),
         rows(t, COLUMNS),
         rows(t, KEYS),
-        rows(t, SEARCH_PATHS),
         rows(t, FINGERPRINT),
     )?;
     transaction.commit().await?;
@@ -201,10 +198,6 @@ async fn read(client: &mut Client) -> Result<(Raw, i64), tokio_postgres::Error> 
     // Best first.
     for row in &keys {
         raw.keys.entry(row.get(0)).or_insert_with(|| row.get(1));
-    }
-    // Most specific first.
-    for row in &paths {
-        raw.search_paths.entry(row.get(0)).or_insert_with(|| row.get(1));
     }
     Ok((raw, print[0].get(0)))
 }
@@ -307,26 +300,6 @@ GROUP BY i.indrelid, i.indexrelid, i.indisprimary, i.indnkeyatts
 HAVING pg_catalog.bool_and(a.attnotnull)
 ORDER BY i.indrelid, i.indisprimary DESC, i.indnkeyatts, i.indexrelid";
 
-/// Role and database before role alone; for everybody else database before all, before the server's own. That one
-/// is seen as this session's reset value, unless a setting for this role or database hides it.
-const SEARCH_PATHS: &str = "
-WITH here AS (
-  SELECT s.setrole, s.setdatabase, pg_catalog.substr(c.item, 13) AS path
-  FROM pg_catalog.pg_db_role_setting s CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) c(item)
-  WHERE c.item LIKE 'search\\_path=%' AND s.setdatabase IN
-    (0, (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()))
-)
-SELECT x.role, x.path FROM (
-  SELECT COALESCE(r.rolname::text, '') AS role, h.path, (h.setdatabase <> 0)::int AS rank
-  FROM here h LEFT JOIN pg_catalog.pg_roles r ON r.oid = h.setrole
-  WHERE h.setrole = 0 OR r.rolname IS NOT NULL
-  UNION ALL
-  SELECT '', CASE WHEN EXISTS (SELECT FROM here h LEFT JOIN pg_catalog.pg_roles r ON r.oid = h.setrole
-                               WHERE h.setrole = 0 OR r.rolname = session_user)
-             THEN g.boot_val ELSE g.reset_val END, -1
-  FROM pg_catalog.pg_settings g WHERE g.name = 'search_path'
-) x ORDER BY x.role, x.rank DESC";
-
 /// Sums of hashes of (OID, xmin): a row that comes, goes or changes changes the sum. Columns count through
 /// their own rows, since SET NOT NULL touches nothing else.
 const FINGERPRINT: &str = "
@@ -343,7 +316,6 @@ WITH live AS MATERIALIZED (
   UNION ALL SELECT 7, t.oid, t.xmin FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
             WHERE t.oid >= 16384 AND n.nspname !~ '^pg_(toast|temp_)'
   UNION ALL SELECT 8, n.oid, n.xmin FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '^pg_(toast|temp_)'
-  UNION ALL SELECT 9, s.setrole, s.xmin FROM pg_catalog.pg_db_role_setting s
   UNION ALL SELECT 10, o.oid, o.xmin FROM pg_catalog.pg_operator o WHERE o.oid >= 16384
   UNION ALL SELECT 11, t.oid, t.xmin FROM pg_catalog.pg_trigger t JOIN live l ON l.oid = t.tgrelid
   UNION ALL SELECT 12, a.oid, a.xmin FROM pg_catalog.pg_attrdef a JOIN live l ON l.oid = a.adrelid
