@@ -21,7 +21,8 @@ demo:    ## two databases, an application, reads shifted by editing proxy.toml u
 test:    ## unit and integration tests on real servers, then real drivers in short form
 	tools/setup drivers
 	cargo build --locked --bin crossfade
-	cargo test --locked
+	# One at a time: the suites measure what other tests on two cores would disturb.
+	RUST_TEST_THREADS=1 cargo test --locked
 	tests/drivers/run --seconds 2
 
 lint:    ## formatting and clippy; warnings are errors
