@@ -66,24 +66,27 @@ fn kill() {
     let proxy = Settings::new("op_kill").transaction(1).start();
     let mut console = proxy.console("alice").expect("an admin");
     let mut others = Vec::new();
-    for (what, sql) in [
-        ("idle", ""),
-        ("at work", "SELECT pg_sleep(20)"),
-        ("in a transaction", "BEGIN; INSERT INTO users VALUES (1, 'x')"),
-        ("waiting", "SELECT 1"),
+    let mut seen = Vec::new();
+    for (what, shown, sql) in [
+        ("idle", "idle", ""),
+        ("at work", "active", "SELECT pg_sleep(20)"),
+        ("in a transaction", "idle in transaction", "BEGIN; INSERT INTO users VALUES (1, 'x')"),
+        ("waiting", "waiting", "SELECT 1"),
     ] {
         let mut victim = proxy.client("bob");
         if !sql.is_empty() {
             victim.send(&frames::query(sql));
         }
-        let shown = if what == "waiting" { "waiting" } else { "bob" };
+        // One that came before may be shown as waiting for a moment, until its connection is open.
         let mut id = None;
         wait_for("the client to be shown", || {
             let rows = console.query("SHOW CLIENTS").expect("clients");
-            let row = rows.iter().rev().find(|row| row.contains(&Some(shown.to_owned())));
-            id = row.and_then(|row| row[0].clone());
+            let has = |row: &Vec<_>, word: &str| row.contains(&Some(word.to_owned()));
+            let new = |row: &&Vec<_>| has(row, "bob") && has(row, shown) && !seen.contains(&row[0]);
+            id = rows.iter().find(new).and_then(|row| row[0].clone());
             id.is_some()
         });
+        seen.push(id.clone());
         if what == "in a transaction" {
             // Stays, so that the next one waits; killed at the end.
             others.push((victim, id));
