@@ -43,7 +43,7 @@ impl Operator for Console {
                     tables: r.tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect(),
                     reads_target_percent: percent(r.reads),
                     writes_target_percent: percent(r.writes),
-                    mirror: "off".to_owned(),
+                    mirror: r.mirror.mode.name().to_owned(),
                     lead: r.writes.draw(0).name().to_owned(),
                     queries: sum(|t| t.queries),
                     errors: sum(|t| t.errors),
