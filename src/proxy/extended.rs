@@ -386,6 +386,13 @@ impl Client {
         let on_server = statement.server_name(name, self.naming());
         match server.known.get(on_server) {
             Some(number) if number == statement.number => {}
+            // Pinned in this transaction: nothing can be prepared any more, but the name of before still holds.
+            _ if self.txn.status == Status::Failed
+                && !name.is_empty()
+                && server.known.get(&statement.content_name) == Some(statement.number) =>
+            {
+                return Some(statement);
+            }
             other => {
                 if other.is_some() && !on_server.is_empty() {
                     self.forget_name(on_server, server, out);
