@@ -4,6 +4,7 @@
 //! reads the final rows of those keys and applies them to the follower. What cannot be applied at once stays in
 //! `crossfade.journal` for the repairer. `docs/architecture.md` is the map.
 
+pub mod apply;
 pub mod capture;
 pub mod install;
 pub mod plan;
