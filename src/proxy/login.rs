@@ -58,7 +58,7 @@ pub(super) async fn serve(shard: Rc<Shard>, accepted: Accepted) {
         }
         Startup::Client(login) => {
             if let Some((client, slot)) = Box::pin(begin(&shard, *login)).await {
-                let (id, process_id) = (client.id(), client.shared.process_id);
+                let (id, process_id) = (client.id(), client.shared.process_id.get());
                 Box::pin(client.run()).await;
                 shard.clients.borrow_mut().remove(&id);
                 shard.global.forget_cancel(process_id, id);
@@ -81,8 +81,7 @@ async fn console(shard: &Rc<Shard>, login: Login) {
             return last(login, &error).await;
         }
     };
-    let mut key = [0; 4];
-    let process_id = random_key(&mut key);
+    let (process_id, key) = random_key(4);
     let caller = Caller { user: &login.user, role, client: login.id, process_id };
     let console = Console { global: Arc::clone(&shard.global) };
     let seen = ClientShared::new(login.id, &login, PoolMode::Session, process_id);
@@ -127,11 +126,12 @@ async fn say(mut conn: Conn) {
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), say).await;
 }
 
-/// A fresh cancel key; the process id that goes with it.
-fn random_key(key: &mut [u8]) -> i32 {
-    let mut id = [0; 4];
-    getrandom::fill(key).and_then(|()| getrandom::fill(&mut id)).expect("the system has randomness");
-    i32::from_be_bytes(id) & i32::MAX | 1 << 30
+/// A fresh process id, and a cancel key of up to 32 bytes that goes with it.
+fn random_key(length: usize) -> (i32, Vec<u8>) {
+    let mut random = [0; 36];
+    getrandom::fill(&mut random).expect("the system has randomness");
+    let (id, key) = random.split_first_chunk().expect("there are 36 bytes");
+    (i32::from_be_bytes(*id) & i32::MAX | 1 << 30, key[..length].to_vec())
 }
 
 /// What `replication` asks for; `None`: nothing.
@@ -170,10 +170,9 @@ async fn begin(
         config.auth.users.get(&login.user).and_then(|u| u.pool_mode).unwrap_or(config.pool.mode)
     };
     let pools = pools(shard, &login, mode, config);
-    let mut key = vec![0; if login.minor >= 2 { 32 } else { 4 }];
-    let mut process_id = random_key(&mut key);
-    let waiting = ClientShared::new(login.id, &login, mode, process_id);
-    let home = match home(shard, &pools[0], &waiting, mode).await {
+    let (mut process_id, mut key) = random_key(if login.minor >= 2 { 32 } else { 4 });
+    let seen = ClientShared::new(login.id, &login, mode, process_id);
+    let home = match home(shard, &pools[0], &seen, mode).await {
         Ok(home) => home,
         Err(refused) => {
             let mut conn = greeted(login.stream, login.greeting, b"");
@@ -191,11 +190,12 @@ async fn begin(
         // In session pooling the client talks to one server process, and is told which.
         process_id = server.process_id;
         key = server.key.to_vec();
+        seen.process_id.set(process_id);
     }
-    let seen = ClientShared::new(login.id, &login, mode, process_id);
     shard.clients.borrow_mut().insert(login.id, Rc::clone(&seen));
     shard.global.register_cancel(process_id, &key, shard.index, login.id);
     let mut conn = greeted(login.stream, login.greeting, &login.rest);
+    conn.output.reserve(WELCOME);
     let welcome: Rc<[(String, String)]> = match &home {
         Some(server) => server.parameters.as_slice().into(),
         None => pools[0].welcome.borrow().clone().unwrap_or_default(),
@@ -352,6 +352,9 @@ async fn relay_raw(mut conn: Conn, mut server: Server, seen: &ClientShared) {
         () = told => {}
     }
 }
+
+/// Bytes that what a new session is told fits into; more than that grows.
+const WELCOME: usize = 1 << 10;
 
 impl Global {
     fn count_cancel(&self, outcome: &'static str) {
