@@ -102,6 +102,7 @@ pub struct Pool {
     valid_since: Cell<Option<Instant>>,
     #[expect(clippy::vec_box, reason = "a server is large and changes hands: what moves is its address")]
     idle: RefCell<Vec<Box<Server>>>,
+    /// In order of their numbers.
     waiters: RefCell<VecDeque<Waiter>>,
     opening: Cell<usize>,
     /// Connections handed out.
@@ -194,8 +195,7 @@ impl Pool {
                 biased;
                 server = &mut seat.local => return server.unwrap_or(Err(Refused::Cancelled)),
                 travelling = &mut seat.remote => {
-                    let arrived = travelling.map_err(|_| Refused::Cancelled).and_then(|t| self.adopt(*t));
-                    return arrived.inspect(|_| seat.served());
+                    return travelling.map_err(|_| Refused::Cancelled).and_then(|t| self.adopt(*t));
                 }
                 () = self.share.room.notified() => {}
                 // Room on the backend may have been made by another user's connection, which notifies only its own.
@@ -220,8 +220,10 @@ impl Pool {
 
     /// Opens connections for those who wait; `false` when the budget does not allow as many as are wanted.
     fn grow(self: &Rc<Self>, limits: PoolLimits) -> bool {
-        self.waiters.borrow_mut().retain(|w| !w.answer.is_closed());
         while self.opening.get() < self.waiters.borrow().len() {
+            if !self.share.has_room(limits.user, limits.side) {
+                return false;
+            }
             if self.share.line.promised_elsewhere(self.id) {
                 return false; // a connection was closed for somebody: the room is not ours
             }
@@ -263,7 +265,7 @@ impl Pool {
 
     fn remove_waiter(&self, number: u64) -> Option<Waiter> {
         let mut waiters = self.waiters.borrow_mut();
-        let at = waiters.iter().position(|w| w.number == number)?;
+        let at = waiters.binary_search_by_key(&number, |w| w.number).ok()?;
         waiters.remove(at)
     }
 
@@ -413,17 +415,13 @@ impl Seat {
         pool.waiters.borrow_mut().push_back(waiter);
         Self { pool: Rc::clone(pool), place, local, remote }
     }
-
-    /// Its entry among those of this thread is void.
-    fn served(&self) {
-        self.pool.remove_waiter(self.place.number);
-    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         self.local.close();
         self.remote.close();
+        self.pool.remove_waiter(self.place.number);
         if tokio::runtime::Handle::try_current().is_err() {
             return; // the thread ends
         }

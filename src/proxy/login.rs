@@ -24,7 +24,7 @@ use crate::{
     config::{Config, PoolMode},
     error::ClientError,
     frontend::{
-        listener::Accepted,
+        Peer, listener,
         startup::{self, ADMIN_DATABASE, Login, Startup},
     },
     session::{pipeline::Pipeline, prepared::Registry, settings::Settings, transaction::Transaction},
@@ -33,17 +33,11 @@ use crate::{
 };
 
 /// Serves one accepted connection to its end.
-pub(super) async fn serve(shard: Rc<Shard>, accepted: Accepted) {
-    let peer = accepted.peer;
-    let config = Arc::clone(&shard.current().config);
-    let stream = match accepted.into_stream(&config.timeouts) {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(%peer, %error, "the connection ended before it began");
-            return;
-        }
-    };
-    drop(config);
+pub(super) async fn serve(shard: Rc<Shard>, stream: Stream, peer: Peer) {
+    if let Err(error) = listener::prepare(&stream, &shard.current().config.timeouts) {
+        tracing::debug!(%peer, %error, "the connection ended before it began");
+        return;
+    }
     // Boxed: what a login needs must not stay for the life of an idle client.
     match Box::pin(startup::accept(stream, peer, &shard.global.frontend)).await {
         Startup::Closed => {}

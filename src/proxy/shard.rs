@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     future::poll_fn,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
@@ -11,6 +10,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use hashbrown::HashMap;
 use tokio::sync::oneshot;
 
 use super::{
@@ -295,7 +295,9 @@ impl Shard {
             }
             let began = Instant::now();
             let take = async {
-                self.global.resumed(side).await;
+                if self.global.is_paused(side) {
+                    self.global.resumed(side).await;
+                }
                 pool.take(limits).await
             };
             let taken = patiently(take, wait.map(|d| began + d), client).await;
