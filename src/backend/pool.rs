@@ -198,8 +198,6 @@ impl Pool {
                     return travelling.map_err(|_| Refused::Cancelled).and_then(|t| self.adopt(*t));
                 }
                 () = self.share.room.notified() => {}
-                // Room on the backend may have been made by another user's connection, which notifies only its own.
-                () = tokio::time::sleep(RECHECK) => {}
             }
         }
     }
@@ -304,6 +302,14 @@ impl Pool {
         server.info.used.set(now);
         self.share.idle.fetch_add(1, Ordering::Relaxed);
         self.idle.borrow_mut().push(server);
+    }
+
+    /// Those who wait look again for room: on the backend it may have been made by another user's connection, which
+    /// notifies only its own. To be called now and then.
+    pub fn look_again(&self) {
+        if !self.waiters.borrow().is_empty() {
+            self.share.room.notify_waiters();
+        }
     }
 
     /// Offers idle connections to those who wait elsewhere.
@@ -437,5 +443,3 @@ impl Drop for Seat {
 }
 
 const MAX_WELCOMES: usize = 256;
-/// How often a waiting client looks again for room that nobody told it of.
-const RECHECK: Duration = Duration::from_millis(50);

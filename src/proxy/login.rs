@@ -29,7 +29,11 @@ use crate::{
     },
     session::{pipeline::Pipeline, prepared::Registry, settings::Settings, transaction::Transaction},
     statement::Pin,
-    wire::{conn::Conn, frame, stream::Stream},
+    wire::{
+        conn::{Conn, append},
+        frame,
+        stream::Stream,
+    },
 };
 
 /// Serves one accepted connection to its end.
@@ -98,14 +102,14 @@ async fn console(shard: &Rc<Shard>, login: Login) {
 /// Says why, and closes.
 async fn last(login: Login, error: &ClientError) {
     let id = login.id;
-    let mut conn = greeted(login.stream, login.greeting, b"");
+    let mut conn = greeted(login.stream, login.greeting);
     error.encode(id, &mut conn.output);
     say(conn).await;
 }
 
 /// The connection, with what is still to be said.
-fn greeted(stream: Stream, greeting: BytesMut, rest: &[u8]) -> Conn {
-    let mut conn = Conn::new(stream, rest.into());
+fn greeted(stream: Stream, greeting: BytesMut) -> Conn {
+    let mut conn = Conn::new(stream, BytesMut::new());
     conn.output = greeting;
     conn
 }
@@ -169,7 +173,7 @@ async fn begin(
     let home = match home(shard, &pools[0], &seen, mode).await {
         Ok(home) => home,
         Err(refused) => {
-            let mut conn = greeted(login.stream, login.greeting, b"");
+            let mut conn = greeted(login.stream, login.greeting);
             match &refused {
                 Refused::Server(frame) if is_well_formed(frame) => conn.output.extend_from_slice(frame),
                 Refused::Server(_) | Refused::Unreachable(_) | Refused::Timeout | Refused::Cancelled => {
@@ -188,8 +192,8 @@ async fn begin(
     }
     shard.clients.borrow_mut().insert(login.id, Rc::clone(&seen));
     shard.global.register_cancel(process_id, &key, shard.index, login.id);
-    let mut conn = greeted(login.stream, login.greeting, &login.rest);
-    conn.output.reserve(WELCOME);
+    let mut conn = Conn::new(login.stream, login.rest.as_slice().into());
+    append(&login.greeting, &mut conn.output, &shard.buffers);
     let welcome: Rc<[(String, String)]> = match &home {
         Some(server) => server.parameters.as_slice().into(),
         None => pools[0].welcome.borrow().clone().unwrap_or_default(),
@@ -294,7 +298,12 @@ async fn home(
     }
     let config = Arc::clone(&shard.current().config);
     let limits = Shard::pool_limits(&pool.key.user, &config);
-    let server = shard.checkout(pool, limits, config.timeouts.query_wait, waiting).await?;
+    // The sweeper does not know it yet.
+    let taken = shard.checkout(pool, limits, None, waiting);
+    let server = match config.timeouts.query_wait {
+        Some(wait) => tokio::time::timeout(wait, taken).await.unwrap_or(Err(Refused::Timeout))?,
+        None => taken.await?,
+    };
     if mode == PoolMode::Session {
         return Ok(Some(server));
     }
@@ -346,9 +355,6 @@ async fn relay_raw(mut conn: Conn, mut server: Server, seen: &ClientShared) {
         () = told => {}
     }
 }
-
-/// Bytes that what a new session is told fits into; more than that grows.
-const WELCOME: usize = 1 << 10;
 
 impl Global {
     fn count_cancel(&self, outcome: &'static str) {
