@@ -446,9 +446,7 @@ impl Shard {
         loop {
             ticks.tick().await;
             let now = Instant::now();
-            for client in self.clients.borrow().values() {
-                client.check_deadline(now);
-            }
+            self.clients.borrow().values().for_each(|client| client.check_deadline(now));
             self.pools.borrow().values().for_each(|pool| pool.look_again());
             count = count.wrapping_add(1);
             if count.is_multiple_of(SWEEPS_PER_LOOK) {
