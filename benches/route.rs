@@ -47,6 +47,7 @@ fn policy() -> Policy {
         functions: Vec::new(),
         reads: Share::new(1_000).expect("10 %"),
         writes: Share::NONE,
+        mirror: crossfade::route::policy::Mirror::default(),
     };
     Policy {
         generation: 1,

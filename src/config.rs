@@ -34,6 +34,8 @@ pub struct Config {
     pub admin: Admin,
     /// Logging.
     pub log: Log,
+    /// What all mirrored repositories share.
+    pub mirror: Mirror,
     /// Weights and switches of every repository, ready to route with.
     pub policy: Arc<Policy>,
     /// Hash of the file's effective content, hexadecimal; the label of `crossfade_config_info`.
@@ -245,6 +247,23 @@ pub struct Timeouts {
     pub tcp_keepalive: Option<Duration>,
     /// Linux `TCP_USER_TIMEOUT`.
     pub tcp_user: Option<Duration>,
+}
+
+/// `[mirror]`
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Mirror {
+    /// `serve` installs what mirroring needs; otherwise `crossfade mirror install` does.
+    pub install: bool,
+    /// Connections that apply rows, per backend, over all threads.
+    pub connections: usize,
+    /// A row of the follower is locked by somebody else.
+    pub lock_timeout: Duration,
+    /// The follower does not answer.
+    pub apply_timeout: Duration,
+    /// A follower that failed is left alone this long: writes go to the journal at once.
+    pub retry_after: Duration,
+    /// A journal row of a transaction in flight becomes the repairer's business at this age.
+    pub journal_grace: Duration,
 }
 
 /// `[admin]`

@@ -199,6 +199,7 @@ mod tests {
             functions: Vec::new(),
             reads: Share::new(reads).unwrap(),
             writes: Share::new(writes).unwrap(),
+            mirror: crate::route::policy::Mirror::default(),
         };
         let mut default = repository("default", "", 0, 0);
         default.tables.clear();

@@ -20,8 +20,8 @@ use sha2::{Digest, Sha256};
 
 use self::part::Checker;
 use super::{
-    Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Pool, PoolMode,
-    Secret, Timeouts, TlsMode,
+    Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Mirror, Pool,
+    PoolMode, Secret, Timeouts, TlsMode,
     file::{self, Mistake, Place},
     schema::SECTIONS,
 };
@@ -91,14 +91,26 @@ pub fn check(inputs: &Inputs<'_>) -> Checked {
 /// SHA-256, hexadecimal, of everything but the policy's generation and the secrets: it is published as
 /// a metric's label, where a hash over a weak password would be a way to guess it.
 pub fn hash(config: &Config) -> String {
-    let Config { listen, client_tls, auth, backends, pool, limits, timeouts, admin, log, policy, hash: _ } =
-        config;
+    let Config {
+        listen,
+        client_tls,
+        auth,
+        backends,
+        pool,
+        limits,
+        timeouts,
+        admin,
+        log,
+        mirror,
+        policy,
+        hash: _,
+    } = config;
     let users: std::collections::BTreeMap<_, _> = auth.users.iter().collect();
     let Policy { generation: _, repositories, on_unknown, transactions, sticky } = &**policy;
     // `Debug` of `Secret` shows no secret.
     let text = format!(
         "{listen:?}{client_tls:?}{:?}{:?}{users:?}{backends:?}{pool:?}{limits:?}{timeouts:?}{admin:?}{log:?}\
-         {repositories:?}{on_unknown:?}{transactions:?}{sticky:?}",
+         {mirror:?}{repositories:?}{on_unknown:?}{transactions:?}{sticky:?}",
         auth.method, auth.query
     );
     Sha256::digest(text).iter().fold(String::with_capacity(64), |mut hex, byte| {
@@ -118,6 +130,9 @@ impl Checker<'_> {
             == (&backends[1].host, backends[1].port, &backends[1].database)
         {
             self.section("target").warn("database", "source and target are the same database", None);
+            for part in self.tables("repository").iter().filter(|p| p.choice("mirror") != "off") {
+                part.mistake("mirror", "source and target are the same database: nothing to mirror to", None);
+            }
         }
         let admin = self.admin(&auth, &listen);
         let mut config = Config {
@@ -128,6 +143,7 @@ impl Checker<'_> {
             timeouts: self.timeouts(),
             admin,
             log: self.log(),
+            mirror: self.mirror(),
             policy: Arc::new(self.policy()),
             auth,
             listen,
@@ -328,6 +344,18 @@ impl Checker<'_> {
             drain: always("drain"),
             tcp_keepalive: never_is_zero("tcp_keepalive"),
             tcp_user: never_is_zero("tcp_user"),
+        }
+    }
+
+    fn mirror(&self) -> Mirror {
+        let part = self.section("mirror");
+        Mirror {
+            install: part.switch("install"),
+            connections: part.number("connections"),
+            lock_timeout: part.duration("lock_timeout"),
+            apply_timeout: part.duration("apply_timeout"),
+            retry_after: part.duration("retry_after"),
+            journal_grace: part.duration("journal_grace"),
         }
     }
 

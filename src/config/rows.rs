@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{AuthMethod, Config, PoolMode};
 use crate::{
     Side,
-    route::policy::{OnUnknown, Share, TransactionReads},
+    route::policy::{Ack, Ddl, OnFailure, OnUnknown, Share, TransactionReads},
 };
 
 /// Key, value, and whether a reload is enough to change it.
@@ -113,12 +113,34 @@ impl Config {
         rows.hot("routing.on_unknown", on_unknown);
         rows.hot("routing.transactions", transactions);
         rows.hot("routing.sticky", duration(Some(p.sticky).filter(|d| !d.is_zero())));
+        let m = &self.mirror;
+        rows.hot("mirror.install", m.install);
+        rows.hot("mirror.connections", m.connections);
+        for (key, value) in [
+            ("lock_timeout", m.lock_timeout),
+            ("apply_timeout", m.apply_timeout),
+            ("retry_after", m.retry_after),
+            ("journal_grace", m.journal_grace),
+        ] {
+            rows.hot(&format!("mirror.{key}"), duration(Some(value)));
+        }
         for r in p.repositories.iter().skip(1) {
             let tables: Vec<_> = r.tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect();
             rows.hot(&format!("repository.{}.tables", r.name), tables.join(", "));
             rows.hot(&format!("repository.{}.reads", r.name), share(r.reads));
             rows.hot(&format!("repository.{}.writes", r.name), share(r.writes));
-            rows.hot(&format!("repository.{}.mirror", r.name), "off");
+            rows.hot(&format!("repository.{}.mirror", r.name), r.mirror.mode.name());
+            let ack = match r.mirror.ack {
+                Ack::Auto => "auto",
+                Ack::Both => "both",
+                Ack::Lead => "lead",
+            };
+            rows.hot(&format!("repository.{}.ack", r.name), ack);
+            let fails = r.mirror.on_failure == OnFailure::Fail;
+            let on_failure = if fails { "fail" } else { "journal" };
+            rows.hot(&format!("repository.{}.on_follower_failure", r.name), on_failure);
+            let ddl = if r.mirror.ddl == Ddl::Lead { "lead" } else { "refuse" };
+            rows.hot(&format!("repository.{}.ddl", r.name), ddl);
         }
     }
 }

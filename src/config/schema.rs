@@ -73,6 +73,7 @@ pub const SECTIONS: &[Section] = &[
     one("limits", LIMITS),
     one("timeouts", TIMEOUTS),
     one("routing", ROUTING),
+    one("mirror", MIRROR),
     Section { name: "repository", many: true, keys: REPOSITORY },
     one("admin", ADMIN),
     one("log", LOG),
@@ -191,13 +192,25 @@ const ROUTING: &[Key] = &[
     key("sticky", Kind::Duration, r#""0""#),
 ];
 
+const MIRROR: &[Key] = &[
+    key("install", Kind::Bool, "false"),
+    key("connections", Kind::Int(1, 10_000), "20"),
+    key("lock_timeout", Kind::Positive, r#""1s""#),
+    key("apply_timeout", Kind::Positive, r#""5s""#),
+    key("retry_after", Kind::Positive, r#""1s""#),
+    key("journal_grace", Kind::Positive, r#""2s""#),
+];
+
 const REPOSITORY: &[Key] = &[
     required("name", Kind::Text),
     required("tables", Kind::Texts),
     optional("functions", Kind::Texts),
     key("reads", Kind::Weights, "{ source = 100, target = 0 }"),
     key("writes", Kind::Weights, "{ source = 100, target = 0 }"),
-    key("mirror", Kind::Text, r#""off""#),
+    key("mirror", Kind::Choice(&["off", "async", "journaled", "atomic"]), r#""off""#),
+    key("ack", Kind::Choice(&["auto", "both", "lead"]), r#""auto""#),
+    key("on_follower_failure", Kind::Choice(&["journal", "fail"]), r#""journal""#),
+    key("ddl", Kind::Choice(&["refuse", "lead"]), r#""refuse""#),
 ];
 
 const ADMIN: &[Key] = &[

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     config::{
-        Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Pool, PoolMode,
-        Secret, Timeouts, TlsMode, User,
+        Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Mirror, Pool,
+        PoolMode, Secret, Timeouts, TlsMode, User,
     },
     route::policy::{OnUnknown, Policy, TransactionReads},
     wire::{frame, stream::Stream},
@@ -88,6 +88,14 @@ pub(crate) fn config(method: AuthMethod, users: &[(&str, Secret)]) -> Config {
         timeouts: timeouts(),
         admin: Admin { http: None, admin_users: Vec::new(), stats_users: Vec::new() },
         log: Log { filter: "info".to_owned(), json: false, literals: false },
+        mirror: Mirror {
+            install: false,
+            connections: 1,
+            lock_timeout: Duration::from_secs(1),
+            apply_timeout: Duration::from_secs(1),
+            retry_after: Duration::from_secs(1),
+            journal_grace: Duration::from_secs(1),
+        },
         policy: Arc::new(Policy {
             generation: 1,
             repositories: Vec::new(),

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use super::{
     client::{Client, End, Statement},
     plans::{self, Entry, SearchContext},
-    relay::{Awaited, Flight},
+    relay::Flight,
 };
 use crate::{
     Side,
@@ -17,7 +17,7 @@ use crate::{
         prepared::{self, Naming, Prepared},
         transaction::Status,
     },
-    statement::{self, Effect, Kind, Pin, Plan},
+    statement::{self, Kind, Pin, Plan},
     wire::{
         conn::{append, shift},
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -36,6 +36,8 @@ pub(super) struct Survey {
     pub(super) named: Vec<Rc<Entry>>,
     /// It binds a portal with a name, or fetches from one in parts: the transaction cannot move away from it.
     pub(super) portal: bool,
+    /// It executes the unnamed portal of an earlier batch.
+    pub(super) older_portal: bool,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
     /// What the text of a simple query is, as it was found: EXECUTE has not been resolved.
@@ -71,6 +73,7 @@ impl Client {
 
     fn survey_frames(&mut self, mut frames: &[u8], survey: &mut Survey, mut unsure: bool) -> Result<(), End> {
         let mut names: Vec<(&[u8], Rc<Statement>)> = Vec::new();
+        let mut bound = false;
         while let Some((tag, length)) = frame::header(frames)? {
             let (this, rest) = frames.split_at(length);
             frames = rest;
@@ -91,6 +94,7 @@ impl Client {
                 Some(Frontend::Bind) => {
                     let (Ok(portal), Ok(name)) = (fields.cstr(), fields.cstr()) else { continue };
                     survey.portal |= !portal.is_empty();
+                    bound |= portal.is_empty();
                     if let Some(statement) = find(name, &names) {
                         let first = survey.executed.is_empty();
                         survey.text = (first && fields.0.starts_with(&[0, 0, 0, 0]))
@@ -101,7 +105,9 @@ impl Client {
                     }
                 }
                 Some(Frontend::Execute) => {
-                    survey.portal |= fields.cstr().is_ok() && fields.0 != [0; 4];
+                    let Ok(name) = fields.cstr() else { continue };
+                    survey.portal |= fields.0 != [0; 4];
+                    survey.older_portal |= name.is_empty() && !bound;
                 }
                 Some(Frontend::Describe) => {
                     let (Ok(b'S'), Ok(name)) = (fields.byte(), fields.cstr()) else { continue };
@@ -197,9 +203,8 @@ impl Client {
         if scratch.capacity() <= KEPT_SCRATCH {
             shard.scratch.replace(scratch);
         }
-        for entry in &survey.executed {
-            self.await_tags(&entry.plan, None, flight);
-        }
+        let statements = survey.executed.iter().flat_map(|e| &e.plan.statements);
+        flight.unsure |= statements.into_iter().any(statement::Statement::moves_search_path);
         Ok(())
     }
 
@@ -229,6 +234,7 @@ impl Client {
                 let renamed = match (fields.cstr(), fields.cstr()) {
                     (Ok(portal), Ok(name)) => {
                         let renamed = self.ensure(name, server, out);
+                        self.note_naming_portal(portal, name);
                         if server.side == Side::Target {
                             self.note_portal(portal, name, fields.0, out, flight);
                         }
@@ -275,7 +281,8 @@ impl Client {
                 _ => self.keep(Expect::ClosePortal),
             },
             Some(Frontend::Execute) => {
-                if server.side == Side::Target && !self.pipeline.skips() {
+                self.await_portal(body, flight);
+                if server.side == Side::Target {
                     let portal = fields.cstr().ok().and_then(|name| self.portals.get(name).cloned());
                     flight.rows.push_back(portal);
                 }
@@ -307,12 +314,20 @@ impl Client {
             self.pin(Pin::PrepareInBatch);
         }
         let naming = self.naming();
+        // What EXECUTE returns is settled by its Parse.
+        for inner in names_in(&statement.plan.borrow().plan).filter(|inner| inner.as_bytes() != name) {
+            self.ensure_one(inner.as_bytes(), server, out);
+        }
         let map = &self.current.catalog.type_source_to_target;
         let mapped = server.side == Side::Target && types.len() > 2 && !map.is_empty();
         let taken = !name.is_empty() && self.registry.get(name).is_some();
         // A name that is taken is refused by the server, in its own words: it is in use there, or is made so.
         let theirs = if taken { self.ensure(name, server, out) } else { Some(Rc::clone(&statement)) };
-        let on_server = theirs.as_ref().map_or(name, |s| s.server_name(name, naming));
+        let on_server = match &theirs {
+            Some(theirs) if taken => &theirs.content_name,
+            Some(new) => new.server_name(name, naming),
+            None => name,
+        };
         if !taken && naming == Naming::Content && server.known.get(on_server) == Some(statement.number) {
             self.registry.set(name, Some(statement));
             if self.txn.status == Status::Failed {
@@ -385,6 +400,13 @@ impl Client {
         let on_server = statement.server_name(name, self.naming());
         match server.known.get(on_server) {
             Some(number) if number == statement.number => {}
+            // Pinned in this transaction: nothing can be prepared any more, but the name of before still holds.
+            _ if self.txn.status == Status::Failed
+                && !name.is_empty()
+                && server.known.get(&statement.content_name) == Some(statement.number) =>
+            {
+                return Some(statement);
+            }
             other => {
                 if other.is_some() && !on_server.is_empty() {
                     self.forget_name(on_server, server, out);
@@ -434,24 +456,6 @@ impl Client {
             frame::put_close_statement(out, &name);
             server.known.set(&name, None);
             self.pipeline.sent(Expect::HiddenClose);
-        }
-    }
-
-    /// Notes which command tags will change names or settings. `text` is that of a lone simple query.
-    pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
-        for statement in &plan.statements {
-            flight.unsure |= statement.moves_search_path();
-            let awaited = if let Kind::Prepare { name, inner } = &statement.kind {
-                let text = text.filter(|_| plan.statements.len() == 1);
-                let made = text.and_then(|t| self.prepare_sql(t, inner));
-                made.map(|statement| Awaited::Prepare { name: name.as_bytes().into(), statement })
-            } else if let Kind::Deallocate { name } = &statement.kind {
-                let one = |name: &String| Awaited::Deallocate { name: name.as_bytes().into() };
-                Some(name.as_ref().map_or(Awaited::DeallocateAll, one))
-            } else {
-                statement.effects.contains(&Effect::DiscardAll).then_some(Awaited::DiscardAll)
-            };
-            flight.awaited.extend(awaited);
         }
     }
 }

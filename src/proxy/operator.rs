@@ -1,6 +1,6 @@
 //! What the console and the metrics read from the data threads, and ask of them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     global::Global,
@@ -43,7 +43,7 @@ impl Operator for Console {
                     tables: r.tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect(),
                     reads_target_percent: percent(r.reads),
                     writes_target_percent: percent(r.writes),
-                    mirror: "off".to_owned(),
+                    mirror: r.mirror.mode.name().to_owned(),
                     lead: r.writes.draw(0).name().to_owned(),
                     queries: sum(|t| t.queries),
                     errors: sum(|t| t.errors),
@@ -183,10 +183,30 @@ impl Operator for Console {
     }
 
     async fn pause(&self, side: Option<Side>) -> Result<(), String> {
-        for side in Side::BOTH.into_iter().filter(|s| side.is_none_or(|only| only == *s)) {
-            self.global.pause(side, true);
+        let wanted: Vec<Side> =
+            Side::BOTH.into_iter().filter(|s| side.is_none_or(|only| only == *s)).collect();
+        let mut undo = Unpause { global: &self.global, sides: Vec::new() };
+        for &side in &wanted {
+            if !self.global.is_paused(side) {
+                undo.sides.push(side);
+                self.global.pause(side, true);
+            }
         }
-        Ok(())
+        loop {
+            let sides = wanted.clone();
+            let busy = self.global.on_every_shard(move |shard| {
+                shard.clients.borrow().values().any(|c| sides.iter().any(|&side| c.occupies(side)))
+            });
+            let busy = busy.await.contains(&true);
+            if wanted.iter().any(|&side| !self.global.is_paused(side)) {
+                return Err("it was ended by RESUME before all transactions had ended".to_owned());
+            }
+            if !busy {
+                undo.sides.clear();
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn resume(&self, side: Option<Side>) -> Result<(), String> {
@@ -207,6 +227,23 @@ impl Operator for Console {
         found.await.contains(&true)
     }
 }
+
+/// A PAUSE that nobody waits for any more is undone.
+struct Unpause<'a> {
+    global: &'a Global,
+    sides: Vec<Side>,
+}
+
+impl Drop for Unpause<'_> {
+    fn drop(&mut self) {
+        for &side in &self.sides {
+            self.global.pause(side, false);
+        }
+    }
+}
+
+/// How long a PAUSE waits before it looks again for transactions.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Sets the gauges that mirror the state of this moment.
 pub(super) async fn collect(global: Arc<Global>) {

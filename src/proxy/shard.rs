@@ -304,7 +304,9 @@ impl Shard {
             self.hot.borrow().pool_wait(side, began.elapsed());
             self.stats(&client.user, side).wait(began.elapsed());
             let mut server = taken?;
-            if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
+            if self.global.is_paused(side) {
+                pool.put(server, began); // while it waited
+            } else if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
                 return Ok(server);
             }
         }

@@ -136,6 +136,15 @@ impl ClientShared {
         }
     }
 
+    /// Does it run a transaction on `side`, or may it be about to?
+    pub(super) fn occupies(&self, side: Side) -> bool {
+        let at_work = match &*self.running.borrow() {
+            Some(running) => running.side == side,
+            None => self.activity.get() == Activity::Active, // on its way to a server, or from one
+        };
+        at_work || self.side.get() == Some(side)
+    }
+
     /// What it was told, if anything. It will be woken in either case: whoever lets a signal stand (a drain inside a
     /// transaction) must hear of the next one.
     pub(super) fn listen(&self, cx: &Context<'_>) -> Option<Signal> {

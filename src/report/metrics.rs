@@ -361,6 +361,7 @@ mod tests {
             functions: vec![],
             reads: Share::new(target).unwrap(),
             writes: Share::NONE,
+            mirror: crate::route::policy::Mirror::default(),
         };
         Policy {
             generation: 1,

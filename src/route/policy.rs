@@ -35,6 +35,84 @@ pub struct Repository {
     pub reads: Share,
     /// Share of write transactions that the target leads.
     pub writes: Share,
+    /// Does the other side get the writes, and how?
+    pub mirror: Mirror,
+}
+
+/// How the follower gets the rows that the lead's transactions wrote.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Mirror {
+    /// When, and with what promise.
+    pub mode: Mode,
+    /// When the client hears of its COMMIT.
+    pub ack: Ack,
+    /// What becomes of a write that the follower cannot take.
+    pub on_failure: OnFailure,
+    /// What becomes of DDL on its tables.
+    pub ddl: Ddl,
+}
+
+/// `mirror`
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Mode {
+    /// The follower gets nothing.
+    #[default]
+    Off,
+    /// From the journal, behind the client's back.
+    Async,
+    /// Before the client hears of its COMMIT; the journal holds what a crash leaves.
+    Journaled,
+    /// The same by PREPARE TRANSACTION on the follower.
+    Atomic,
+}
+
+impl Mode {
+    /// As written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Off => "off",
+            Mode::Async => "async",
+            Mode::Journaled => "journaled",
+            Mode::Atomic => "atomic",
+        }
+    }
+
+    /// Does the proxy itself ship the rows, inside the client's COMMIT?
+    pub fn is_synchronous(self) -> bool {
+        matches!(self, Mode::Journaled | Mode::Atomic)
+    }
+}
+
+/// `ack`
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Ack {
+    /// After both sides when reads may go to the follower, else after the lead.
+    #[default]
+    Auto,
+    /// After both sides.
+    Both,
+    /// After the lead.
+    Lead,
+}
+
+/// `on_follower_failure`
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum OnFailure {
+    /// The lead commits; the keys stay in the journal.
+    #[default]
+    Journal,
+    /// Rolled back on both sides, with an error.
+    Fail,
+}
+
+/// `ddl`
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Ddl {
+    /// Refused with 0A000.
+    #[default]
+    Refuse,
+    /// Runs on the lead; the operator runs it on the other side.
+    Lead,
 }
 
 /// `schema.name` with wildcards.

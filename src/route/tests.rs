@@ -32,6 +32,7 @@ fn repository(name: &str, tables: &[&str], reads: u16, writes: u16) -> Repositor
         functions: Vec::new(),
         reads: Share::new(reads).unwrap(),
         writes: Share::new(writes).unwrap(),
+        mirror: crate::route::policy::Mirror::default(),
     }
 }
 

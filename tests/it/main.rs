@@ -8,6 +8,7 @@
 mod differential;
 mod failures;
 mod leftovers;
+mod mirror_install;
 mod moves;
 mod operation;
 mod reload;

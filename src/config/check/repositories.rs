@@ -1,10 +1,10 @@
 //! `[[repository]]`: names, table patterns, weights.
 
 use super::{
-    Place, file,
+    Place,
     part::{Checker, Part},
 };
-use crate::route::policy::{MAX_REPOSITORIES, Pattern, Repository, Share};
+use crate::route::policy::{Ack, Ddl, MAX_REPOSITORIES, Mirror, Mode, OnFailure, Pattern, Repository, Share};
 
 /// A pattern, where it stands, and the index of its repository.
 struct Written {
@@ -23,6 +23,7 @@ impl Checker<'_> {
             functions: Vec::new(),
             reads: Share::NONE,
             writes: Share::NONE,
+            mirror: Mirror::default(),
         }];
         let (mut tables, mut functions) = (Vec::new(), Vec::new());
         for part in self.tables("repository") {
@@ -35,13 +36,14 @@ impl Checker<'_> {
             }
             let reads = part.share("reads");
             let writes = part.share("writes");
-            check_mirror(&part, reads, writes);
+            let mirror = mirror(&part);
+            check_mirror(&part, mirror, reads, writes);
             let of_tables = patterns(&part, "tables", index, &mut tables);
             let of_functions = patterns(&part, "functions", index, &mut functions);
             if of_tables.is_empty() && part.is_written("tables") && part.texts("tables").is_empty() {
                 part.mistake("tables", "is empty", None);
             }
-            list.push(Repository { name, tables: of_tables, functions: of_functions, reads, writes });
+            list.push(Repository { name, tables: of_tables, functions: of_functions, reads, writes, mirror });
         }
         let parts = self.tables("repository");
         for (key, all) in [("tables", &tables), ("functions", &functions)] {
@@ -66,28 +68,59 @@ fn check_name(part: &Part<'_>, name: &str, list: &[Repository]) {
     }
 }
 
-fn check_mirror(part: &Part<'_>, reads: Share, writes: Share) {
-    match part.text("mirror").unwrap_or_default().as_str() {
-        "off" => {}
-        word @ ("async" | "journaled" | "atomic") => {
-            let message = format!("{word:?} is not available in this version, which does not mirror yet");
-            part.mistake("mirror", message, Some("use \"off\"".to_owned()));
-            return;
-        }
-        word => {
-            let hint = file::suggest(word, ["off"].into_iter()).or(Some("use \"off\"".to_owned()));
-            part.mistake("mirror", format!("{word:?} is not \"off\""), hint);
-            return;
-        }
+fn mirror(part: &Part<'_>) -> Mirror {
+    Mirror {
+        mode: match part.choice("mirror").as_str() {
+            "async" => Mode::Async,
+            "journaled" => Mode::Journaled,
+            "atomic" => Mode::Atomic,
+            _ => Mode::Off,
+        },
+        ack: match part.choice("ack").as_str() {
+            "both" => Ack::Both,
+            "lead" => Ack::Lead,
+            _ => Ack::Auto,
+        },
+        on_failure: if part.choice("on_follower_failure") == "fail" {
+            OnFailure::Fail
+        } else {
+            OnFailure::Journal
+        },
+        ddl: if part.choice("ddl") == "lead" { Ddl::Lead } else { Ddl::Refuse },
     }
-    if writes != Share::NONE && writes != Share::ALL {
-        let hint = "write { source = 100, target = 0 } or { source = 0, target = 100 }".to_owned();
-        let message = "without mirroring some rows would be on one side only and the data would be split";
-        part.mistake("writes", message, Some(hint));
-    } else if reads != writes {
-        let message = "some reads are answered by the side that does not get the writes: with mirror = \"off\" \
-                       something else must keep it current";
-        part.warn("reads", message, None);
+}
+
+fn check_mirror(part: &Part<'_>, mirror: Mirror, reads: Share, writes: Share) {
+    let whole = writes == Share::NONE || writes == Share::ALL;
+    let hint = "write { source = 100, target = 0 } or { source = 0, target = 100 }";
+    match mirror.mode {
+        Mode::Off if !whole => {
+            let message = "without mirroring some rows would be on one side only and the data would be split";
+            part.mistake("writes", message, Some(hint.to_owned()));
+        }
+        Mode::Off if reads != writes => {
+            let message = "some reads are answered by the side that does not get the writes: with mirror = \"off\" \
+                           something else must keep it current";
+            part.warn("reads", message, None);
+        }
+        Mode::Async | Mode::Journaled if !whole => {
+            let message = format!(
+                "two sides that both lead writes need mirror = \"atomic\": with {:?} a write of one could undo \
+                 the other's",
+                mirror.mode.name()
+            );
+            part.mistake("writes", message, Some(format!("{hint}, or mirror = \"atomic\"")));
+        }
+        Mode::Async if reads != writes => {
+            let message = "reads stay on the lead while mirror = \"async\": the follower is behind";
+            part.warn("reads", message, Some("use mirror = \"journaled\"".to_owned()));
+        }
+        Mode::Atomic if !whole && mirror.on_failure == OnFailure::Journal => {
+            let message = "while both sides lead writes a write that the follower cannot take must fail";
+            let hint = "write on_follower_failure = \"fail\"".to_owned();
+            part.mistake("mirror", message, Some(hint));
+        }
+        Mode::Off | Mode::Async | Mode::Journaled | Mode::Atomic => {}
     }
 }
 

@@ -202,10 +202,28 @@ fn backends() {
 fn repositories() {
     let repository = |keys: &str| format!("[[repository]]\nname = 'r'\ntables = ['public.r']\n{keys}");
     mistakes(
-        &repository("mirror = 'journaled'"),
+        &repository("mirror = 'journaled'\nwrites = { source = 99, target = 1 }"),
         &[
-            "proxy.toml:4:10: repository.mirror: \"journaled\" is not available in this version, which does not mirror \
-           yet; use \"off\"",
+            "proxy.toml:5:10: repository.writes: two sides that both lead writes need mirror = \"atomic\": with \
+           \"journaled\" a write of one could undo the other's; write { source = 100, target = 0 } or { source = 0, \
+           target = 100 }, or mirror = \"atomic\"",
+        ],
+    );
+    mistakes(
+        &repository("mirror = 'atomic'\nwrites = { source = 99, target = 1 }"),
+        &["proxy.toml:4:10: repository.mirror: while both sides lead writes a write that the follower \
+           cannot take must fail; write on_follower_failure = \"fail\""],
+    );
+    warnings(
+        &repository("mirror = 'atomic'\non_follower_failure = 'fail'\nwrites = { source = 99, target = 1 }"),
+        &[],
+    );
+    warnings(&repository("mirror = 'journaled'\nreads = { source = 90, target = 10 }"), &[]);
+    warnings(
+        &repository("mirror = 'async'\nreads = { source = 90, target = 10 }"),
+        &[
+            "proxy.toml:5:9: repository.reads: reads stay on the lead while mirror = \"async\": the follower is \
+           behind; use mirror = \"journaled\"",
         ],
     );
     mistakes(
