@@ -142,6 +142,9 @@ impl Global {
 
     /// Waits until the side is not paused.
     pub(super) async fn resumed(&self, side: Side) {
+        if !self.is_paused(side) {
+            return;
+        }
         let mut paused = self.paused[side.index()].subscribe();
         // Fails only when the sender is gone, and it lives as long as we do.
         let _ = paused.wait_for(|&paused| !paused).await;

@@ -295,9 +295,7 @@ impl Shard {
             }
             let began = Instant::now();
             let take = async {
-                if self.global.is_paused(side) {
-                    self.global.resumed(side).await;
-                }
+                self.global.resumed(side).await;
                 pool.take(limits).await
             };
             let taken = patiently(take, wait.map(|d| began + d), client).await;
