@@ -1,12 +1,5 @@
 //! Journal to follower: each ends with equal tables and an empty journal, or with the reason in sight.
 
-mod conflicts;
-mod cuts;
-mod keyless;
-mod races;
-mod recovery;
-mod storm;
-
 use std::{sync::Arc, time::Duration};
 
 use crossfade::{
