@@ -48,6 +48,25 @@ fn what_the_data_path_applied_is_not_applied_again() {
     bench.equal(&["log"]);
 }
 
+/// A crash between the last journal row and its marker leaves the marker.
+#[test]
+fn markers_go_after_their_journal_rows() {
+    let bench = Bench::new("repair_sweep", SCHEMA);
+    bench.source().run("INSERT INTO log VALUES (1, 'a'), (2, 'b')");
+    let cut = Hook::new(|step| step != Step::Committed);
+    assert!(matches!(bench.round(cut), Err(Error::Cut)));
+    bench.target().run("INSERT INTO crossfade.applied VALUES ('source', '3'), ('target', '3')");
+    let sweep = |age| {
+        let mut repairer = bench.repairer(Side::Source);
+        super::block_on(repairer.sweep(age)).expect("a sweep");
+        bench.target().run("SELECT count(*) FROM crossfade.applied").expect("a count")
+    };
+    assert_eq!(sweep(std::time::Duration::from_secs(3_600)), "3", "all are young");
+    assert_eq!(sweep(std::time::Duration::ZERO), "2", "that of a journal row, and the other lead's");
+    bench.drain();
+    bench.equal(&["log"]);
+}
+
 #[test]
 fn nothing_overtakes_a_truncation() {
     let bench = Bench::new("repair_overtake", SCHEMA);

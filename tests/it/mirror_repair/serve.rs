@@ -17,15 +17,15 @@ fn writes_beside_the_proxy_arrive() {
     wait_for("the metrics", || proxy.metric("repaired_keys_total", &["backend=\"source\""]) >= 1.0);
     wait_for("an empty journal", || proxy.metric("journal_rows", &["backend=\"source\""]) < 1.0);
     // What the follower refuses is seen, and goes when it may.
-    bench.target().run("ALTER TABLE documents ADD CHECK (n <> 13)");
+    bench.target().run("ALTER TABLE documents ADD CONSTRAINT no_13 CHECK (n <> 13)");
     source.run("INSERT INTO documents VALUES (13, 'x', 13), (14, 'y', 14)");
     let mut console = proxy.console("bob").expect("may look");
     wait_for("the reason", || {
         let rows = console.query("SHOW JOURNAL").expect("rows");
-        rows.iter().any(|row| row[10].as_deref().is_some_and(|why| why.contains("documents_n_check")))
+        rows.iter().any(|row| row[10].as_deref().is_some_and(|why| why.contains("no_13")))
     });
     wait_for("the other row", || bench.rows(crossfade::Side::Target, "documents").len() == 2);
-    bench.target().run("ALTER TABLE documents DROP CONSTRAINT documents_n_check");
+    bench.target().run("ALTER TABLE documents DROP CONSTRAINT no_13");
     wait_for("equal tables", || {
         let [a, b] = crossfade::Side::BOTH.map(|side| bench.rows(side, "documents"));
         a == b
