@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Side,
     backend::server::Server,
+    error::ClientError,
     session::{
         pipeline::Expect,
         prepared::{self, Naming, Prepared},
@@ -38,6 +39,8 @@ pub(super) struct Survey {
     pub(super) portal: bool,
     /// It executes the unnamed portal of an earlier batch.
     pub(super) older_portal: bool,
+    /// It would make the client hold more than it may.
+    pub(super) excess: Option<ClientError>,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
     /// What the text of a simple query is, as it was found: EXECUTE has not been resolved.
@@ -86,6 +89,7 @@ impl Client {
             match Frontend::from_tag(tag) {
                 Some(Frontend::Parse) => {
                     let Ok([name, sql, types]) = parse_fields(fields) else { continue };
+                    survey.excess = survey.excess.take().or_else(|| self.too_many_names(name, names.len()));
                     let statement = self.prepare(name, (sql, types), &context);
                     survey.named.push(self.plan_of(&statement, &context));
                     survey.parsed.push_back(Rc::clone(&statement));
@@ -101,6 +105,7 @@ impl Client {
                             .then(|| String::from_utf8_lossy(&statement.sql).into_owned());
                         let entry = self.resolve(&self.plan_of(&statement, &context), &context);
                         unsure |= entry.plan.statements.iter().any(statement::Statement::moves_search_path);
+                        survey.excess = survey.excess.take().or_else(|| self.too_many_prepared(&entry.plan));
                         survey.executed.push(entry);
                     }
                 }

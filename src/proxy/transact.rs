@@ -98,6 +98,7 @@ impl Client {
             if is_prologue(&entry) {
                 survey.text = Some(String::from_utf8_lossy(text).into_owned());
             }
+            survey.excess = self.too_many_prepared(&entry.plan);
             survey.executed.push(self.resolve(&entry, &context));
             survey.query = Some(entry);
         }
@@ -106,6 +107,9 @@ impl Client {
 
     /// Chooses the side; `true` when the transaction block must move there first.
     fn choose(&mut self, survey: &Survey, unit: Unit) -> Result<(Choice, bool), ClientError> {
+        if let Some(excess) = &survey.excess {
+            return Err(excess.clone());
+        }
         let block = self.txn.status != Status::Idle;
         let stay = self.txn.side.filter(|_| block).unwrap_or(Side::Source);
         let Some(footprint) = self.footprint(survey) else {
