@@ -20,7 +20,7 @@ use crate::{
     },
     statement::{self, Kind, Pin, Plan},
     wire::{
-        conn::shift,
+        conn::{append, shift},
         frame::{self, Fields, Frontend, HEADER, Malformed},
         oids,
     },
@@ -196,7 +196,7 @@ impl Client {
                 Translation::Keep => at += size,
                 Translation::Replace => {
                     shift(&mut self.conn.input, at, &mut server.conn.output, &shard.buffers);
-                    server.conn.output.extend_from_slice(&scratch);
+                    append(&scratch, &mut server.conn.output, &shard.buffers);
                     scratch.clear();
                     self.conn.consume(size, &shard.buffers);
                     length -= at + size;

@@ -96,7 +96,7 @@ impl Operator for Console {
             let rows = clients.values().map(|c| ClientRow {
                 id: c.id,
                 user: c.user.to_string(),
-                peer: c.peer.clone(),
+                peer: c.peer.to_string(),
                 application_name: c.application_name.clone(),
                 state: match (c.activity.get(), c.status.get()) {
                     (Activity::Waiting, _) => "waiting",
@@ -109,7 +109,7 @@ impl Operator for Console {
                 side: c.side.get().or_else(|| c.running.borrow().as_ref().map(|r| r.side)),
                 transaction_age_ms: c.transaction_since.get().map(|t| t.elapsed().as_secs_f64() * 1e3),
                 pinned: c.pinned.get().map(|p| p.name().to_owned()),
-                process_id: c.process_id,
+                process_id: c.process_id.get(),
                 tls: c.tls,
                 pool_mode: Some(c.mode),
             });
