@@ -37,10 +37,12 @@ pub(super) struct Survey {
     pub(super) named: Vec<Rc<Entry>>,
     /// It binds a portal with a name, or fetches from one in parts: the transaction cannot move away from it.
     pub(super) portal: bool,
+    /// Something of it is executed, not only bound.
+    pub(super) runs: bool,
     /// It executes the unnamed portal of an earlier batch.
     pub(super) older_portal: bool,
     /// It would make the client hold more than it may.
-    pub(super) excess: Option<ClientError>,
+    pub(super) excess: Option<Box<ClientError>>,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
     /// What the text of a simple query is, as it was found: EXECUTE has not been resolved.
@@ -56,8 +58,7 @@ enum Translation {
 }
 
 impl Client {
-    /// Reads the first `length` bytes of the input, whole extended messages. `unsure`: what was sent
-    /// before them may have changed what names mean.
+    /// Reads `length` bytes of whole extended messages. `unsure`: what came before may have changed what names mean.
     pub(super) fn survey(&mut self, length: usize, unsure: bool) -> Result<Survey, End> {
         let mut survey = Survey::default();
         let input = std::mem::take(&mut self.conn.input);
@@ -111,6 +112,7 @@ impl Client {
                 }
                 Some(Frontend::Execute) => {
                     let Ok(name) = fields.cstr() else { continue };
+                    survey.runs = true;
                     survey.portal |= fields.0 != [0; 4];
                     survey.older_portal |= name.is_empty() && !bound;
                 }

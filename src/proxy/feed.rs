@@ -90,7 +90,7 @@ impl Client {
     /// or a write like any before.
     fn note_later(&mut self, survey: &Survey, side: Side, flight: &mut Flight) -> Result<(), End> {
         if let Some(error) = &survey.excess {
-            return Err(ClientError { fatal: true, ..error.clone() }.into());
+            return Err(ClientError { fatal: true, ..ClientError::clone(error) }.into());
         }
         self.stay_on(side, survey)?;
         for entry in &survey.executed {

@@ -251,7 +251,12 @@ impl Client {
                 flight.passing = length;
                 continue;
             }
-            if length > MAX_CONTROL && !rewritten {
+            if length > MAX_CONTROL && rewritten {
+                let what =
+                    "a row of more than 64 MiB with values of types that the source knows by other OIDs";
+                return Err(Broken::Server(what.to_owned()));
+            }
+            if length > MAX_CONTROL {
                 return Err(protocol("a control message of more than 64 MiB"));
             }
             if input.len() - at < length {

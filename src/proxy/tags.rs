@@ -44,17 +44,18 @@ impl Client {
     }
 
     /// May the client prepare one more statement, beside `more` that are about to be?
-    pub(super) fn too_many_names(&self, name: &[u8], more: usize) -> Option<ClientError> {
+    pub(super) fn too_many_names(&self, name: &[u8], more: usize) -> Option<Box<ClientError>> {
         let limit = self.current.config.limits.max_client_statements;
         if name.is_empty() || self.registry.len() + more < limit || self.registry.get(name).is_some() {
             return None;
         }
         let error = ClientError::error("54000", format!("more than {limit} prepared statements"));
-        Some(error.hint("Close those that are not used any more, or raise limits.max_client_statements."))
+        let hint = "Close those that are not used any more, or raise limits.max_client_statements.";
+        Some(Box::new(error.hint(hint)))
     }
 
     /// As above, for SQL-level PREPARE.
-    pub(super) fn too_many_prepared(&self, plan: &Plan) -> Option<ClientError> {
+    pub(super) fn too_many_prepared(&self, plan: &Plan) -> Option<Box<ClientError>> {
         let name =
             |kind: &Kind| if let Kind::Prepare { name, .. } = kind { Some(name.clone()) } else { None };
         let mut names = plan.statements.iter().filter_map(|statement| name(&statement.kind));
