@@ -237,10 +237,10 @@ impl Captured {
             return "image := NULL;\n".to_owned();
         }
         let condition: Vec<String> = match self.key.as_slice() {
-            [only] => vec![only.lookup("t", "one.k")],
+            [only] => vec![only.lookup("t", "k")],
             several => several.iter().zip(1..).map(|(c, n)| c.lookup("t", &format!("parts[{n}]"))).collect(),
         };
-        let split = if self.key.len() > 1 { "parts := one.k::text[];\n" } else { "" };
+        let split = if self.key.len() > 1 { "parts := k::text[];\n" } else { "" };
         format!(
             "{split}SELECT {} INTO image FROM {} t WHERE {};\n",
             self.image("t"),
@@ -312,7 +312,8 @@ pub fn collect(tables: &[Captured], token_sha256: &str) -> String {
     sorted.sort_by_key(|table| table.number);
     let mut lookups = String::new();
     branch(&sorted, &mut lookups);
-    let body = COLLECT.replace("@sha256", token_sha256).replace("@lookups", &lookups);
+    let body = COLLECT.replace("@group", GROUP).replace("@sha256", token_sha256);
+    let body = body.replace("@lookups", &lookups);
     let tag = tag(&body);
     format!(
         "CREATE OR REPLACE FUNCTION crossfade.collect(journal boolean, token text)\n\
@@ -330,7 +331,7 @@ fn branch(tables: &[&Captured], text: &mut String) {
         [one] => text.push_str(&one.lookup()),
         several => {
             let (low, high) = several.split_at(several.len() / 2);
-            let _ = writeln!(text, "IF one.number < {} THEN", high[0].number);
+            let _ = writeln!(text, "IF number < {} THEN", high[0].number);
             branch(low, text);
             text.push_str("ELSE\n");
             branch(high, text);
@@ -339,13 +340,21 @@ fn branch(tables: &[&Captured], text: &mut String) {
     }
 }
 
-/// What stands before the last TRUNCATE of its table is void. T comes first, then keys and rows as they came.
+/// What stands before the last TRUNCATE of its table is void. T comes first, then keys and rows as they came. A few
+/// entries are grouped by hand: a query for it costs more than all the rest.
 const COLLECT: &str = "#variable_conflict use_variable
 DECLARE
   held text := current_setting('crossfade.keys', true);
   collected text[];
+  names text[];
+  letters text[];
   parts text[];
-  one record;
+  entry text;
+  letter text;
+  number int;
+  k text;
+  found int := 0;
+  at int;
 BEGIN
   IF sha256(convert_to(token, 'UTF8')) IS DISTINCT FROM decode('@sha256', 'hex') THEN
     RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'crossfade: only the proxy may read write sets';
@@ -369,31 +378,53 @@ BEGIN
   IF collected IS NULL OR ops = '!' THEN
     RETURN;
   END IF;
-  FOR one IN
-    WITH entries AS (
-      SELECT u.place, left(u.entry, 1) AS op, substr(u.entry, 2, strpos(u.entry, ':') - 2)::int AS number,
-             substr(u.entry, strpos(u.entry, ':') + 1) AS rest
-      FROM unnest(collected) WITH ORDINALITY u(entry, place)
-    ), valid AS (
-      SELECT e.*, max(e.place) FILTER (WHERE e.op = 'T') OVER (PARTITION BY e.number) AS emptied FROM entries e
-    )
-    SELECT v.number, min(v.op) AS first, string_agg(v.op, '' ORDER BY v.place) AS ops,
-           v.rest COLLATE \"C\" AS k, min(v.place) AS place
-    FROM valid v WHERE v.emptied IS NULL OR v.place >= v.emptied
-    GROUP BY v.number, v.rest COLLATE \"C\", CASE v.op WHEN 'R' THEN v.place WHEN 'T' THEN -1 ELSE 0 END
-    ORDER BY min(v.op) <> 'T', min(v.place)
-  LOOP
-    relation := one.number;
-    ops := one.ops;
-    IF one.first = 'T' THEN
-      key := NULL; image := NULL;
-    ELSIF one.first = 'R' THEN
-      key := NULL; image := one.k;
+  IF cardinality(collected) <= 64 AND strpos(held, '\"T') = 0 THEN
+    FOREACH entry IN ARRAY collected LOOP
+      letter := left(entry, 1);
+      k := substr(entry, 2);
+      at := CASE WHEN letter = 'R' THEN NULL ELSE array_position(names, k) END;
+      IF at IS NULL THEN
+        found := found + 1;
+        names[found] := k;
+        letters[found] := letter;
+      ELSE
+        letters[at] := letters[at] || letter;
+      END IF;
+    END LOOP;
+  ELSE
+@group
+  END IF;
+  FOR at IN 1 .. found LOOP
+    entry := names[at];
+    ops := letters[at];
+    number := split_part(entry, ':', 1)::int;
+    k := substr(entry, strpos(entry, ':') + 1);
+    relation := number;
+    image := NULL;
+    IF ops = 'T' THEN
+      key := NULL;
+    ELSIF ops = 'R' THEN
+      key := NULL; image := k;
     ELSE
-      key := one.k; image := NULL;
+      key := k;
 @lookups
     END IF;
     RETURN NEXT;
   END LOOP;
 END;
 ";
+
+/// Many entries, or a TRUNCATE among them.
+const GROUP: &str = "    WITH entries AS (
+      SELECT u.place, left(u.entry, 1) AS op, split_part(substr(u.entry, 2), ':', 1) AS n, substr(u.entry, 2) AS name
+      FROM unnest(collected) WITH ORDINALITY u(entry, place)
+    ), valid AS (
+      SELECT e.*, max(e.place) FILTER (WHERE e.op = 'T') OVER (PARTITION BY e.n) AS emptied FROM entries e
+    ), grouped AS (
+      SELECT v.name COLLATE \"C\" AS name, string_agg(CASE WHEN v.op = 'T' THEN NULL ELSE v.op END, '' ORDER BY v.place) AS ops,
+             min(v.place) AS place
+      FROM valid v WHERE v.emptied IS NULL OR v.place >= v.emptied
+      GROUP BY v.name COLLATE \"C\", CASE v.op WHEN 'R' THEN v.place WHEN 'T' THEN -1 ELSE 0 END
+    )
+    SELECT array_agg(g.name ORDER BY g.ops IS NOT NULL, g.place), array_agg(coalesce(g.ops, 'T') ORDER BY g.ops IS NOT NULL, g.place),
+           count(*) INTO names, letters, found FROM grouped g;";
