@@ -7,7 +7,10 @@
 
 use std::fmt::Write as _;
 
-use super::shape::{Kind, Pins};
+use super::{
+    apply::quote,
+    shape::{Kind, Pins},
+};
 use crate::statement::Table;
 
 /// Bytes of entries that a transaction holds before they go to the journal.
@@ -49,14 +52,9 @@ pub struct KeyColumn {
 pub const TRIGGERS: [(char, &str); 4] =
     [('i', "INSERT"), ('u', "UPDATE"), ('d', "DELETE"), ('t', "TRUNCATE")];
 
-/// `"name"`, quotes doubled.
-pub fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// `"schema"."name"`.
 pub fn qualified(schema: &str, name: &str) -> String {
-    format!("{}.{}", identifier(schema), identifier(name))
+    format!("{}.{}", quote(schema), quote(name))
 }
 
 /// `'text'` that means the same whatever `standard_conforming_strings` is.
@@ -68,7 +66,7 @@ pub fn literal(text: &str) -> String {
 impl KeyColumn {
     /// The text of `row.column`, as a key of its own.
     fn text(&self, row: &str) -> String {
-        let column = format!("{row}.{}", identifier(&self.name));
+        let column = format!("{row}.{}", quote(&self.name));
         if self.kind.is_enum {
             // A cast of the user's would win over the type's own text.
             format!("pg_catalog.concat({column})")
@@ -97,7 +95,7 @@ impl KeyColumn {
 
     /// `column = text` for an index scan; `text` is an expression of type text.
     fn lookup(&self, row: &str, text: &str) -> String {
-        let column = format!("{row}.{}", identifier(&self.name));
+        let column = format!("{row}.{}", quote(&self.name));
         let base = &self.kind.base;
         if self.kind.is_enum {
             // No cast from text: the owner of the type may define one, and this runs as the control user.
@@ -137,7 +135,7 @@ impl Captured {
     }
 
     fn image(&self, row: &str) -> String {
-        let columns: Vec<_> = self.columns.iter().map(|c| format!("{row}.{}", identifier(c))).collect();
+        let columns: Vec<_> = self.columns.iter().map(|c| format!("{row}.{}", quote(c))).collect();
         format!("ROW({})::pg_catalog.text", columns.join(", "))
     }
 
@@ -253,7 +251,7 @@ impl Captured {
 /// The expression that says that a key column has not changed.
 fn unchanged(column: &KeyColumn) -> String {
     if column.is_exact() {
-        let name = identifier(&column.name);
+        let name = quote(&column.name);
         return format!("OLD.{name} OPERATOR(pg_catalog.=) NEW.{name}");
     }
     format!("{} OPERATOR(pg_catalog.=) {}", column.text("OLD"), column.text("NEW"))

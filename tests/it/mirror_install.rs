@@ -1,6 +1,7 @@
 //! `crossfade mirror install|status|remove`: what it puts on both databases, and what that captures.
 
 mod capture;
+mod hostile;
 
 use std::{fmt::Write as _, process::Command};
 
