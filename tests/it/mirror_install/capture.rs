@@ -51,7 +51,7 @@ fn check(pair: &Pair, sql: &[&str], expected: &[&str]) {
 }
 
 /// Tables of every kind, and code that writes them.
-const SCHEMA: &str = r#"
+const SCHEMA: &str = r"
 CREATE TABLE composite (a text, b int, v text, PRIMARY KEY (b, a));
 CREATE TABLE parent (id int PRIMARY KEY, v text);
 CREATE TABLE child (id int PRIMARY KEY, p int REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE DEFERRABLE INITIALLY DEFERRED);
@@ -73,7 +73,7 @@ CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 CREATE CONSTRAINT TRIGGER late AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late();
 INSERT INTO users VALUES (100, 'there'), (101, 'too');
 INSERT INTO parent VALUES (1, 'p'); INSERT INTO child VALUES (10, 1), (11, 1);
-"#;
+";
 
 #[test]
 fn statements_of_every_kind() {

@@ -131,7 +131,7 @@ fn a_client_gets_no_more_than_it_has() {
     assert_eq!(write_set(&mut admin, &pair, oldest())[1..], ["secrets I 3 (3,hidden)"]);
 }
 
-/// A deferred trigger runs before write_set reads, as the client and with its settings.
+/// A deferred trigger runs before `write_set` reads, as the client and with its settings.
 #[test]
 fn deferred_triggers_run_as_the_client() {
     let schema = "
