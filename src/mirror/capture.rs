@@ -426,3 +426,110 @@ const GROUP: &str = "    WITH entries AS (
     )
     SELECT array_agg(g.name ORDER BY g.ops IS NOT NULL, g.place), array_agg(coalesce(g.ops, 'T') ORDER BY g.ops IS NOT NULL, g.place),
            count(*) INTO names, letters, found FROM grouped g;";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, built_in: &str) -> KeyColumn {
+        let kind = Kind { base: built_in.to_owned(), built_in: built_in.to_owned(), ..Kind::default() };
+        KeyColumn { name: name.to_owned(), kind, operator: "OPERATOR(pg_catalog.=)".to_owned() }
+    }
+
+    fn table(key: Vec<KeyColumn>) -> Captured {
+        let columns = vec!["id".to_owned(), "$crossfade0$".to_owned()];
+        let (schema, name) = ("public".to_owned(), "a \"b".to_owned());
+        Captured { number: 7, repository: 2, schema, name, key, columns, ..Captured::default() }
+    }
+
+    /// Operators and functions, outside of literals and quoted names, that `search_path` would choose.
+    fn unqualified(sql: &str) -> Vec<String> {
+        let (mut text, mut quote) = (String::new(), None);
+        for c in sql.chars() {
+            match quote {
+                Some(q) if c == q => quote = None,
+                Some(_) => {}
+                None if "'\"".contains(c) => quote = Some(c),
+                None => text.push(c),
+            }
+        }
+        for operator in ["=", "<", ">", "||"] {
+            text = text.replace(&format!("OPERATOR(pg_catalog.{operator})"), "");
+        }
+        let text = text.replace(":=", "");
+        let operators = text.split_whitespace().filter(|w| w.contains(['|', '<', '>', '+', '=', '~']));
+        let calls = text.match_indices('(').filter_map(|(at, _)| {
+            let name = text[..at].rsplit(|c: char| !(c.is_alphanumeric() || "_.".contains(c))).next()?;
+            let free = name.is_empty() || name.contains('.') || name == "ROW";
+            (!free).then(|| name.to_owned())
+        });
+        operators.map(str::to_owned).chain(calls).collect()
+    }
+
+    #[test]
+    fn nothing_is_left_to_search_path() {
+        let mood = KeyColumn { kind: Kind { is_enum: true, ..Kind::default() }, ..column("m", "") };
+        let pair = vec![column("id", "text"), column("n", "numeric")];
+        for key in [vec![], vec![column("id", "int4")], pair, vec![mood]] {
+            let table = table(key);
+            for (suffix, _) in TRIGGERS {
+                // RAISE ... USING takes `=` for what is no operator.
+                let body = table
+                    .body(suffix)
+                    .replace("ERRCODE =", "")
+                    .replace("MESSAGE =", "")
+                    .replace("HINT =", "");
+                assert_eq!(unqualified(&body), Vec::<String>::new(), "{body}");
+            }
+        }
+        assert_eq!(unqualified("a || b"), ["||"]);
+        assert_eq!(unqualified("concat(a)"), ["concat"]);
+    }
+
+    #[test]
+    fn only_what_may_hold_quotes_is_escaped() {
+        let entry = |key| table(key).entry_text("NEW");
+        assert_eq!(entry(vec![column("id", "int8")]), "NEW.\"id\"::pg_catalog.text");
+        assert!(entry(vec![column("id", "text")]).starts_with("pg_catalog.replace("));
+        assert!(entry(vec![column("a", "int8"), column("b", "int8")]).starts_with("pg_catalog.replace("));
+    }
+
+    #[test]
+    fn settings_are_pinned_only_where_they_matter() {
+        let mut stamp = column("id", "timestamptz");
+        stamp.kind.pins = Pins::DATE.with(Pins::ZONE);
+        let function = table(vec![stamp]).function('i');
+        assert!(
+            function.contains("plpgsql SET DateStyle = 'ISO, YMD' SET TimeZone = 'UTC' AS"),
+            "{function}"
+        );
+        let mut table = table(vec![column("id", "int4")]);
+        table.pins = Pins::ALL;
+        assert!(!table.function('u').contains(" SET "));
+        assert!(collect(&[table], "00").contains("SET row_security = off SET DateStyle"));
+    }
+
+    #[test]
+    fn text_does_not_end_its_quotes() {
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal(r"a\b'"), r"E'a\\b'''");
+        assert_eq!(qualified("a", "b\"c"), r#""a"."b""c""#);
+        let function = table(vec![]).function('i');
+        assert!(function.contains("AS $crossfade1$"), "{function}");
+    }
+
+    #[test]
+    fn lookups_are_a_tree() {
+        let one = |number| Captured { number, ..table(vec![column("id", "int4")]) };
+        let tables: Vec<Captured> = (1..=9).map(one).collect();
+        let mut text = String::new();
+        branch(&tables.iter().collect::<Vec<_>>(), &mut text);
+        assert_eq!(text.matches("SELECT").count(), 9);
+        let (mut depth, mut deepest) = (0_i32, 0_i32);
+        for line in text.lines() {
+            depth += i32::from(line.starts_with("IF")) - i32::from(line.starts_with("END IF"));
+            deepest = deepest.max(depth);
+        }
+        assert_eq!((depth, deepest), (0, 4));
+    }
+}

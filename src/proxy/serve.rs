@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     global::{Global, Message},
     health::{Controls, load_catalog, user_lookup, watch_backends, watchdog},
-    login, operator,
+    login, mirror, operator,
     shard::Shard,
     shared::Signal,
 };
@@ -105,6 +105,8 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     let fingerprints = Box::pin(load_catalog(&global, &controls, None)).await;
 
     let (threads, ended) = start_threads(&global, &config);
+    let mirroring =
+        mirror::start(&global).map_err(|e| ServeError::Io("could not start the thread of mirroring", e))?;
     follow_reloads(&global, &client_tls, logs, &controls);
     let _watching = reload::watch(&live).map_err(|e| {
         ServeError::Io("could not watch the configuration file", io::Error::other(e.to_string()))
@@ -128,6 +130,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     for ended in ended {
         let _ = ended.await;
     }
+    drop(mirroring);
     // Control connections say good-bye when their pools are gone.
     health.abort();
     controls.close();

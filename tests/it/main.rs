@@ -9,6 +9,7 @@ mod differential;
 mod failures;
 mod leftovers;
 mod mirror_install;
+mod mirror_repair;
 mod moves;
 mod operation;
 mod reload;

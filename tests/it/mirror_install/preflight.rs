@@ -190,9 +190,10 @@ fn rights_of_the_control_user() {
 
 #[test]
 fn the_same_database_twice() {
-    let port = newest().port.to_string();
-    let pair =
-        Pair::new("preflight_same", "").with(&format!("port = {port}"), &format!("port = {}", oldest().port));
+    // By another name, or the configuration itself would be refused.
+    let target = format!("host = \"127.0.0.1\"\nport = {}\n", newest().port);
+    let source = format!("host = \"localhost\"\nport = {}\n", oldest().port);
+    let pair = Pair::new("preflight_same", "").with(&target, &source);
     let (code, text) = pair.mirror(&["install"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("refused: source and target are the same database"), "{text}");
