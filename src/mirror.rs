@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod capture;
+pub mod facts;
 pub mod install;
 pub mod plan;
 pub mod preflight;
