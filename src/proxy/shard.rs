@@ -299,8 +299,9 @@ impl Shard {
                 pool.take(limits).await
             };
             let taken = patiently(take, wait.map(|d| began + d), client).await;
-            self.hot.borrow().pool_wait(side, began.elapsed());
-            self.stats(&client.user, side).wait(began.elapsed());
+            let waited = began.elapsed();
+            self.hot.borrow().pool_wait(side, waited);
+            self.stats(&client.user, side).wait(waited);
             let mut server = taken?;
             if self.global.is_paused(side) {
                 pool.put(server, began); // while it waited
