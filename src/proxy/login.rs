@@ -248,6 +248,7 @@ fn client(
         set_side: Side::Source,
         context_moved: false,
         context_local: false,
+        discards: false,
         temporary: false,
         shared: seen,
     };

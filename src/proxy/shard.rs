@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{
     client::Statement,
-    count::handles,
+    count::{handles, names},
     global::Global,
     host::{Closing, PoolHost, patiently},
     plans::{Entry, PlanLimits, Plans, SearchContext},
@@ -103,7 +103,7 @@ impl Shard {
             let new = Rc::new(self.global.current());
             let old = self.current.replace(Rc::clone(&new));
             if old.config.policy.generation != new.config.policy.generation {
-                *self.hot.borrow_mut() = handles(&self.global, &new.config);
+                self.hot.replace_with(|old| old.renewed(names(&new.config)));
             }
             if old.config.backends != new.config.backends {
                 self.drop_idle();
