@@ -5,6 +5,7 @@ mod client;
 mod count;
 mod extended;
 mod feed;
+mod flight;
 mod global;
 mod health;
 mod host;

@@ -6,8 +6,8 @@ use bytes::BytesMut;
 
 use super::{
     client::{Client, End, Statement},
+    flight::{Awaited, Flight},
     plans::{self, Entry, SearchContext},
-    relay::{Awaited, Flight},
 };
 use crate::{
     Side,

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{
     client::{Client, End, lost_sync},
-    relay::Flight,
+    flight::Flight,
 };
 use crate::{
     backend::server::Server,

@@ -5,8 +5,8 @@ use std::{future::poll_fn, io, rc::Rc, time::Instant};
 use super::{
     client::{Client, End, Unit},
     extended::{Survey, names_in},
+    flight::{Broken, Flight},
     plans::Entry,
-    relay::{Broken, Flight},
     shared::{Running, Signal},
 };
 use crate::{
@@ -80,7 +80,7 @@ impl Client {
             self.await_tags(&entry.plan, Some(&text), flight);
             let taken = self.registry.get(name.as_bytes()).is_some();
             let new = match flight.awaited.front() {
-                Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
+                Some(super::flight::Awaited::Prepare { name, statement }) if !taken => {
                     statement.server_name(name, self.naming()).to_vec()
                 }
                 _ => {

@@ -6,7 +6,7 @@ use super::{
     checkout::CONTEXT,
     client::{Client, End},
     extended::Survey,
-    relay::Flight,
+    flight::Flight,
     transact::Choice,
 };
 use crate::{
