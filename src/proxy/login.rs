@@ -283,6 +283,7 @@ fn pools(shard: &Rc<Shard>, login: &Login, mode: PoolMode, config: &Config) -> [
             database: config.backends[side.index()].database.as_str().into(),
             parameters: Rc::clone(&parameters),
             minor: login.minor,
+            applies: false,
         };
         shard.pool(key, login.credentials.clone())
     })

@@ -183,6 +183,7 @@ impl Client {
                 at = 0;
                 self.conn.output.extend_from_slice(&flight.mirrored.held.split());
             }
+            let input = &server.conn.input;
             if message == Backend::Relayed && !rewritten {
                 flight.passing = length;
                 continue;

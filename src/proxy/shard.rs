@@ -18,6 +18,7 @@ use super::{
     count::handles,
     global::Global,
     host::{Closing, PoolHost, patiently},
+    mirror,
     plans::{Entry, PlanLimits, Plans, SearchContext},
     shared::{ClientShared, Running, Signal},
     stats::Stats,
@@ -61,6 +62,7 @@ pub(super) struct Shard {
     pub(super) stats: RefCell<StatsByUser>,
     /// Messages that take the place of a client's while they are written.
     pub(super) scratch: Cell<BytesMut>,
+    apply_pools: RefCell<[Option<Rc<Pool>>; 2]>,
     interned: RefCell<Interned>,
     current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
@@ -90,6 +92,7 @@ impl Shard {
             closing: Cell::new(0),
             stats: RefCell::default(),
             scratch: Cell::default(),
+            apply_pools: RefCell::default(),
             interned: RefCell::default(),
             current: RefCell::new(current),
             statements: Cell::new(0),
@@ -181,6 +184,27 @@ impl Shard {
         pool
     }
 
+    /// The pool of connections that apply rows on `side`.
+    pub(super) fn apply_pool(self: &Rc<Self>, side: Side, config: &Config) -> Rc<Pool> {
+        if let Some(pool) = &self.apply_pools.borrow()[side.index()]
+            && *pool.key.user == *config.backends[side.index()].control_user
+        {
+            return Rc::clone(pool);
+        }
+        let backend = &config.backends[side.index()];
+        let key = PoolKey {
+            side,
+            user: backend.control_user.as_str().into(),
+            database: backend.database.as_str().into(),
+            parameters: Rc::new([("application_name".to_owned(), "crossfade apply".to_owned())]),
+            minor: 0,
+            applies: true,
+        };
+        let pool = self.pool(key, Credentials::Secret(backend.control_secret.clone()));
+        self.apply_pools.borrow_mut()[side.index()] = Some(Rc::clone(&pool));
+        pool
+    }
+
     pub(super) fn pool_limits(user: &str, config: &Config) -> PoolLimits {
         let size = config.auth.users.get(user).and_then(|u| u.pool_size).unwrap_or(config.pool.size);
         PoolLimits {
@@ -202,6 +226,7 @@ impl Shard {
             return Err(unreachable("its catalog has not been read yet".to_owned()));
         }
         let own = config.auth.users.get(&*key.user).and_then(|u| u.backend[side.index()].clone());
+        let own = own.filter(|_| !key.applies);
         let (user, credentials) = match own {
             Some((user, secret)) => (user, Credentials::Secret(secret)),
             None => (key.user.to_string(), pool.credentials.borrow().clone()),
@@ -262,6 +287,9 @@ impl Shard {
         if let Some([Some(search_path), Some(isolation)]) = rows.first().map(Vec::as_slice) {
             server.defaults =
                 Rc::new(SessionDefaults { search_path: search_path.clone(), isolation: isolation.clone() });
+        }
+        if key.applies {
+            mirror::prepare(&mut server, &config.mirror, &self.buffers).await?;
         }
         pool.learn(&server);
         Ok(server)
