@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod error;
 pub mod frontend;
+pub mod mirror;
 pub mod proxy;
 pub mod report;
 pub mod route;

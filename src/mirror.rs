@@ -1,0 +1,3 @@
+//! Dual writes: what the lead's transactions changed reaches the follower.
+
+pub mod apply;
