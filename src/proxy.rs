@@ -11,6 +11,7 @@ mod health;
 mod host;
 mod leave;
 mod login;
+mod mirror;
 mod operator;
 pub mod plans;
 mod relay;

@@ -73,6 +73,17 @@ impl Script {
         });
     }
 
+    /// Appends one execution of a text that will not come again, under no name. Only where no client's unnamed
+    /// statement can be.
+    pub fn once(&mut self, server: &mut Server, sql: &str) {
+        server.known.remove(b"");
+        let out = &mut server.conn.output;
+        frame::put_parse(out, b"", sql.as_bytes(), &[0, 0]);
+        frame::put(out, b'B', |b| b.put_slice(&[0; 8]));
+        frame::put(out, b'E', |b| b.put_slice(&[0; 5]));
+        self.fresh.push(String::new());
+    }
+
     /// Appends the Sync that ends it.
     pub fn sync(server: &mut Server) {
         frame::put(&mut server.conn.output, b'S', |_| {});

@@ -81,6 +81,8 @@ pub(super) struct Client {
     pub(super) context_moved: bool,
     /// What names mean is not what it will be after the block.
     pub(super) context_local: bool,
+    /// Its client encoding is UTF-8.
+    pub(super) utf8: bool,
     /// It has temporary tables.
     pub(super) temporary: bool,
 }

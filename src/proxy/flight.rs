@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::{client::End, rows::Portal};
 use crate::{
-    backend::script::Reply,
+    backend::script::{Reply, Script},
     session::{pipeline::Expect, words::Moved},
     wire::frame::Backend,
 };
@@ -52,11 +52,13 @@ pub(super) struct Flight {
 #[derive(Debug, Default)]
 pub(super) struct Mirrored {
     /// Statements of our own stand before the unit: their answer, until it is whole.
-    pub(super) before: Option<Reply>,
+    pub(super) before: Option<(Script, Reply)>,
+    /// The error that it was.
+    pub(super) refused: Option<Vec<u8>>,
     /// Their answer was an error: whatever the server says to the unit is not for the client.
     pub(super) mute: bool,
     /// More of our own stands behind the unit: what comes after it is left in the server's input.
-    pub(super) after: bool,
+    pub(super) after: Option<Script>,
     /// The block around the unit is ours: the client is outside of one.
     pub(super) wrapped: bool,
     /// What must not reach the client yet.
@@ -78,6 +80,11 @@ pub(super) enum Hold {
 }
 
 impl Mirrored {
+    /// Is it kept for later? The end of a block of ours is not the client's.
+    pub(super) fn keeps(&self, message: Backend) -> bool {
+        self.holds(message) && !(self.wrapped && message == Backend::Ready)
+    }
+
     pub(super) fn holds(&self, message: Backend) -> bool {
         let tag = matches!(message, Backend::CommandComplete | Backend::EmptyQuery);
         message == Backend::Ready && self.hold != Hold::Nothing || tag && self.hold == Hold::Tag

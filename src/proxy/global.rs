@@ -13,7 +13,10 @@ use arc_swap::ArcSwap;
 use subtle::ConstantTimeEq;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::shard::{Current, Shard};
+use super::{
+    mirror,
+    shard::{Current, Shard},
+};
 use crate::{
     Side,
     admin::http::BackendState,
@@ -33,6 +36,7 @@ pub(super) struct Global {
     pub(super) version: AtomicU64,
     pub(super) budgets: Budgets,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) mirror: mirror::State,
     pub(super) draining: AtomicBool,
     backends: [AtomicU8; 2],
     pub(super) plan_sizes: PlanSizes,
@@ -92,6 +96,7 @@ impl Global {
             version: AtomicU64::new(1),
             budgets: Budgets::default(),
             metrics,
+            mirror: mirror::State::default(),
             draining: AtomicBool::new(false),
             backends: [AtomicU8::new(UNKNOWN), AtomicU8::new(UNKNOWN)],
             plan_sizes: PlanSizes::default(),

@@ -249,6 +249,7 @@ fn client(
         set_side: Side::Source,
         context_moved: false,
         context_local: false,
+        utf8: false,
         temporary: false,
         shared: seen,
     };

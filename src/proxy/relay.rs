@@ -158,7 +158,7 @@ impl Client {
             return Ok(());
         }
         loop {
-            if flight.mirrored.after && self.pipeline.is_idle() {
+            if flight.mirrored.after.is_some() && self.pipeline.is_idle() {
                 break; // what follows is not the client's
             }
             let input = &server.conn.input;
@@ -212,7 +212,7 @@ impl Client {
                     flight.answered |= at > 0;
                     shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
                     at = 0;
-                    if reaction == Reaction::Forward && flight.mirrored.holds(message) {
+                    if reaction == Reaction::Forward && flight.mirrored.keeps(message) {
                         flight.mirrored.held.extend_from_slice(&server.conn.input[..length]);
                     }
                     server.conn.consume(length, &shard.buffers);
@@ -237,7 +237,7 @@ impl Client {
 
     /// Takes the answer to what stands before the client's unit; `false` until it is whole.
     fn hidden_answer(&mut self, server: &mut Server, flight: &mut Flight) -> bool {
-        while let Some(reply) = &mut flight.mirrored.before {
+        while let Some((_, reply)) = &mut flight.mirrored.before {
             let Ok(Some((tag, length))) = frame::header(&server.conn.input) else { return false };
             if server.conn.input.len() < length {
                 return false;
@@ -250,7 +250,10 @@ impl Client {
             if let Some(status) = done {
                 server.status = status;
                 flight.mirrored.mute = reply.error.is_some();
-                return true;
+                if let Some((script, reply)) = flight.mirrored.before.take() {
+                    script.answered(server, &reply);
+                    flight.mirrored.refused = reply.error;
+                }
             }
         }
         true

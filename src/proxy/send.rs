@@ -163,7 +163,7 @@ impl Client {
         }
         server.known.settle();
         match answer {
-            Err(QueryError::Io(e)) => Err(SendError::Server(e.to_string())),
+            Err(QueryError::Io(e)) => Err(SendError::Broken(Broken::Server(e.to_string()))),
             Err(QueryError::Server(_)) | Ok(_) => Ok(()),
         }
     }
@@ -176,6 +176,19 @@ impl Client {
             self.make_known(&name, server).await?;
         }
         Ok(())
+    }
+
+    /// Sends a unit and sees it through.
+    pub(super) async fn send_and_exchange(
+        &mut self,
+        unit: Unit,
+        length: usize,
+        survey: &mut Survey,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<(), SendError> {
+        self.send(unit, length, survey, server, flight).await?;
+        self.exchange(server, flight).await.map_err(SendError::Broken)
     }
 
     pub(super) async fn exchange(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), Broken> {
@@ -204,10 +217,10 @@ impl Client {
     }
 }
 
-/// Why a unit could not be sent.
+/// Why a unit could not be sent, or its exchange did not come to its end.
 pub(super) enum SendError {
     End(End),
-    Server(String),
+    Broken(Broken),
 }
 
 pub(super) fn names_statement(statement: &crate::statement::Statement) -> bool {

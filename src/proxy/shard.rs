@@ -277,6 +277,7 @@ impl Shard {
             info,
             gate: Rc::default(),
             patience: config.timeouts.server_connect,
+            clock: 0.0,
             lease: None,
             permit,
         };
@@ -289,7 +290,7 @@ impl Shard {
                 Rc::new(SessionDefaults { search_path: search_path.clone(), isolation: isolation.clone() });
         }
         if key.applies {
-            mirror::prepare(&mut server, &config.mirror, &self.buffers).await?;
+            mirror::prepare(&mut server, &config.mirror, self.global.mirror.clock(), &self.buffers).await?;
         }
         pool.learn(&server);
         Ok(server)

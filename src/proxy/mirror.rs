@@ -1,0 +1,18 @@
+//! Dual writes on the client's path: what the lead's transaction changed goes to the follower before the client hears
+//! of its COMMIT (DESIGN 5 and 6).
+//!
+//! [`duty`] says what has to be done around a unit, [`around`] does it, [`commit`] is the protocol, [`follower`] talks to
+//! the other side.
+
+mod around;
+mod commit;
+mod duty;
+mod follower;
+mod own;
+mod run;
+mod state;
+
+pub(super) use commit::{Shipped, Stopped};
+pub(super) use duty::Duty;
+pub(super) use follower::prepare;
+pub(super) use state::{Identity, Installed, State};
