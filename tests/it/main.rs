@@ -8,6 +8,7 @@
 mod differential;
 mod failures;
 mod leftovers;
+mod mirror;
 mod moves;
 mod operation;
 mod reload;

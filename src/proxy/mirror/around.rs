@@ -62,11 +62,16 @@ impl Client {
     /// Writes the question for the write set.
     pub(super) fn ask_write_set(&self, repositories: u64, server: &mut Server) -> Script {
         let mut script = Script::default();
-        let journal = self.mode_of(repositories) == Mode::Journaled;
-        let journal: &[u8] = if journal { b"t" } else { b"f" };
-        script.call(server, own::WRITE_SET, &[Some(journal)]);
+        self.put_write_set(self.mode_of(repositories) == Mode::Journaled, &mut script, server);
         Script::sync(server);
         script
+    }
+
+    pub(super) fn put_write_set(&self, journal: bool, script: &mut Script, server: &mut Server) {
+        let journal: &[u8] = if journal { b"t" } else { b"f" };
+        let token = self.shard.global.mirror.tokens[server.side.index()].load();
+        let token = token.as_ref().map_or(&b""[..], |t| t.as_bytes());
+        script.call(server, own::WRITE_SET, &[Some(journal), Some(token)]);
     }
 
     /// What all these repositories promise: two-phase commit only when each of them wants it.

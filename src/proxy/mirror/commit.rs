@@ -78,10 +78,9 @@ impl Client {
         let mode = self.mode_of(repositories);
         let xid = set.xid.clone().unwrap_or_default();
         let gid = (mode == Mode::Atomic).then(|| self.gid(lead.side, &xid)).transpose();
-        let numbers = self.fences(repositories);
         let applied = match gid {
             Ok(gid) => {
-                let work = Work { lead: lead.side, set: &set, repositories: &numbers, gid };
+                let work = Work { lead: lead.side, set: &set, gid };
                 Box::pin(self.apply(&work)).await
             }
             Err(failure) => Err(failure),
@@ -91,7 +90,7 @@ impl Client {
                 if pending.stale && mode == Mode::Atomic {
                     // The journal keeps the keys whose rows were not there.
                     let mut script = Script::default();
-                    script.call(lead, own::WRITE_SET, &[Some(b"t")]);
+                    self.put_write_set(true, &mut script, lead);
                     self.told(script, lead).await?;
                 }
                 let journal = set.journal.filter(|_| !pending.stale);
@@ -297,13 +296,6 @@ impl Client {
         } else {
             OnFailure::Journal
         }
-    }
-
-    fn fences(&self, repositories: u64) -> Vec<i32> {
-        let installed = self.shard.global.mirror.installed.load();
-        let policy = &self.current.config.policy;
-        let concerned = policy.repositories.iter().enumerate().filter(|(i, _)| repositories & (1 << i) != 0);
-        concerned.filter_map(|(_, r)| installed.repositories.get(&r.name).copied()).collect()
     }
 
     fn gid(&self, lead: Side, xid: &str) -> Result<String, Failure> {

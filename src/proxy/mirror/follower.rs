@@ -1,6 +1,6 @@
 //! Rows on their way to the follower: one pipelined batch in a short transaction of its own.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use super::own;
 use crate::{
@@ -65,8 +65,6 @@ impl Failure {
 pub(super) struct Work<'a> {
     pub(super) lead: Side,
     pub(super) set: &'a WriteSet,
-    /// Numbers of the repositories, for the fence.
-    pub(super) repositories: &'a [i32],
     /// Name of the prepared transaction, when there is to be one.
     pub(super) gid: Option<String>,
 }
@@ -111,10 +109,14 @@ impl Client {
             )
         })?;
         let installed = self.shard.global.mirror.installed.load_full();
+        // Whoever repairs or moves these repositories waits for us: cascades reach others than those armed.
+        let of =
+            |table: i32| installed.repositories.get(&installed.tables.get(&table)?.meta.repository).copied();
+        let fences: BTreeSet<i32> = work.set.changes.iter().filter_map(|c| of(c.table)).collect();
         let mut order = Order::Plain;
         for attempt in 0.. {
             let calls = batch(work.set, |n| installed.tables.get(&n), order)?;
-            let answer = self.send_rows(work, &calls, &mut server).await;
+            let answer = self.send_rows(work, (&fences, &calls), &mut server).await;
             let error = match answer {
                 Ok(Answer::Applied { prepared, stale }) => {
                     let gid = work.gid.clone().filter(|_| prepared);
@@ -145,12 +147,12 @@ impl Client {
     async fn send_rows(
         &self,
         work: &Work<'_>,
-        calls: &[Call<'_>],
+        (fences, calls): (&BTreeSet<i32>, &[Call<'_>]),
         server: &mut Server,
     ) -> std::io::Result<Answer> {
         let mut script = Script::default();
         script.call(server, own::BEGIN, &[]);
-        for number in work.repositories {
+        for number in fences {
             script.call(server, own::FENCE, &[Some(number.to_string().as_bytes())]);
         }
         let whole = has_whole_rows(work.set);
@@ -171,7 +173,7 @@ impl Client {
         if at_once {
             return Ok(prepared(&reply, false));
         }
-        let first = 1 + work.repositories.len() + usize::from(whole);
+        let first = 1 + fences.len() + usize::from(whole);
         let missed: Vec<_> = calls
             .iter()
             .zip(reply.tags.iter().skip(first))

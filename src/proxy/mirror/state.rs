@@ -29,7 +29,7 @@ pub(in crate::proxy) struct Identity {
     /// `pg_control_system().system_identifier`
     pub(in crate::proxy) system: String,
     /// Timeline of its WAL.
-    pub(in crate::proxy) timeline: i32,
+    pub(in crate::proxy) timeline: i64,
 }
 
 /// Asks a side what became of a transaction (xid8): committed or not; `None` when it cannot be known.
@@ -41,6 +41,8 @@ pub(in crate::proxy) struct State {
     pub(in crate::proxy) installed: ArcSwap<Installed>,
     /// Of each side, when it is known.
     pub(in crate::proxy) identity: [ArcSwapOption<Identity>; 2],
+    /// What `crossfade.write_set` of each side wants to hear.
+    pub(in crate::proxy) tokens: [ArcSwapOption<String>; 2],
     /// Unique among instances.
     pub(in crate::proxy) instance: u32,
     began: Instant,
@@ -59,6 +61,7 @@ impl Default for State {
         Self {
             installed: ArcSwap::default(),
             identity: Default::default(),
+            tokens: Default::default(),
             instance: u32::from_le_bytes(instance),
             began: Instant::now(),
             avoided: Default::default(),
