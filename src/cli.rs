@@ -1,6 +1,7 @@
 //! What the `crossfade` command does besides serving.
 
 pub mod check;
+pub mod mirror;
 pub mod route;
 
 use crate::{

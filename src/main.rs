@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use crossfade::{cli, config::reload};
 
 /// Moves an application between two Postgres databases, one repository of tables at a time.
@@ -57,6 +57,38 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Install, look at or remove what mirroring needs on both databases: the schema `crossfade` and its triggers.
+    ///
+    /// Exit status: 0 fine, 1 something cannot be mirrored or is missing, 2 a backend cannot be reached or refused.
+    Mirror(Mirror),
+}
+
+#[derive(Args)]
+struct Mirror {
+    /// What to do.
+    action: MirrorAction,
+    /// The configuration.
+    #[arg(long, short, default_value = "proxy.toml", env = "CROSSFADE_CONFIG")]
+    config: PathBuf,
+    /// This repository alone.
+    #[arg(long, short)]
+    repository: Option<String>,
+    /// Wait at most this many seconds for the locks of one table.
+    #[arg(long, default_value_t = 30)]
+    patience: u64,
+    /// Remove even when the journal holds rows that are not shipped yet; they are lost.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MirrorAction {
+    /// Install, or bring up to date.
+    Install,
+    /// Look, change nothing.
+    Status,
+    /// Take the triggers off, and the schema with the last repository.
+    Remove,
 }
 
 fn main() -> ExitCode {
@@ -75,6 +107,7 @@ fn main() -> ExitCode {
                 Err(error) => fail(&error.to_string()),
             }
         }
+        Command::Mirror(arguments) => mirror(&arguments, &environment),
         Command::Route { config, file, no_connect, search_path, json } => {
             let checked = match reload::check_file(&config, &environment).config {
                 Ok(config) => config,
@@ -103,6 +136,21 @@ fn main() -> ExitCode {
                 Err(_) => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+fn mirror(arguments: &Mirror, environment: &[(String, String)]) -> ExitCode {
+    let Mirror { action, config, repository, patience, force } = arguments;
+    let action = match action {
+        MirrorAction::Install => cli::mirror::Action::Install,
+        MirrorAction::Status => cli::mirror::Action::Status,
+        MirrorAction::Remove => cli::mirror::Action::Remove { force: *force },
+    };
+    let patience = std::time::Duration::from_secs(*patience);
+    let mut out = std::io::stdout().lock();
+    match cli::mirror::run(config, environment, action, repository.as_deref(), patience, &mut out) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => fail(&error.to_string()),
     }
 }
 

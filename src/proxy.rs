@@ -22,6 +22,7 @@ mod settle;
 mod shard;
 mod shared;
 mod stats;
+mod tags;
 mod transact;
 
 pub use serve::{ServeError, serve};

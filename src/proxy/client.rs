@@ -57,6 +57,8 @@ pub(super) struct Client {
     pub(super) registry: Registry<PlanCell>,
     /// Its portals on the target whose binary rows may hold OIDs.
     pub(super) portals: HashMap<Box<[u8]>, Rc<super::rows::Portal>>,
+    /// Its portals whose execution changes names.
+    pub(super) naming_portals: Vec<super::tags::NamingPortal>,
     /// Where it holds cursors that outlive their transaction.
     pub(super) held_side: Option<Side>,
     /// The transaction it is in.

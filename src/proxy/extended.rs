@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::{
     client::{Client, End, Statement},
-    flight::{Awaited, Flight},
+    flight::Flight,
     plans::{self, Entry, SearchContext},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
         prepared::{self, Naming, Prepared},
         transaction::Status,
     },
-    statement::{self, Effect, Kind, Pin, Plan},
+    statement::{self, Kind, Pin, Plan},
     wire::{
         conn::shift,
         frame::{self, Fields, Frontend, HEADER, Malformed},
@@ -197,9 +197,8 @@ impl Client {
         if scratch.capacity() <= KEPT_SCRATCH {
             shard.scratch.replace(scratch);
         }
-        for entry in &survey.executed {
-            self.await_tags(&entry.plan, None, flight);
-        }
+        let statements = survey.executed.iter().flat_map(|e| &e.plan.statements);
+        flight.unsure |= statements.into_iter().any(statement::Statement::moves_search_path);
         Ok(())
     }
 
@@ -229,6 +228,7 @@ impl Client {
                 let renamed = match (fields.cstr(), fields.cstr()) {
                     (Ok(portal), Ok(name)) => {
                         let renamed = self.ensure(name, server, out);
+                        self.note_naming_portal(portal, name);
                         if server.side == Side::Target {
                             self.note_portal(portal, name, fields.0, out, flight);
                         }
@@ -275,7 +275,8 @@ impl Client {
                 _ => self.keep(Expect::ClosePortal),
             },
             Some(Frontend::Execute) => {
-                if server.side == Side::Target && !self.pipeline.skips() {
+                self.await_portal(body, flight);
+                if server.side == Side::Target {
                     let portal = fields.cstr().ok().and_then(|name| self.portals.get(name).cloned());
                     flight.rows.push_back(portal);
                 }
@@ -385,6 +386,13 @@ impl Client {
         let on_server = statement.server_name(name, self.naming());
         match server.known.get(on_server) {
             Some(number) if number == statement.number => {}
+            // Pinned in this transaction: nothing can be prepared any more, but the name of before still holds.
+            _ if self.txn.status == Status::Failed
+                && !name.is_empty()
+                && server.known.get(&statement.content_name) == Some(statement.number) =>
+            {
+                return Some(statement);
+            }
             other => {
                 if other.is_some() && !on_server.is_empty() {
                     self.forget_name(on_server, server, out);
@@ -434,24 +442,6 @@ impl Client {
             frame::put_close_statement(out, &name);
             server.known.set(&name, None);
             self.pipeline.sent(Expect::HiddenClose);
-        }
-    }
-
-    /// Notes which command tags will change names or settings. `text` is that of a lone simple query.
-    pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
-        for statement in &plan.statements {
-            flight.unsure |= statement.moves_search_path();
-            let awaited = if let Kind::Prepare { name, inner } = &statement.kind {
-                let text = text.filter(|_| plan.statements.len() == 1);
-                let made = text.and_then(|t| self.prepare_sql(t, inner));
-                made.map(|statement| Awaited::Prepare { name: name.as_bytes().into(), statement })
-            } else if let Kind::Deallocate { name } = &statement.kind {
-                let one = |name: &String| Awaited::Deallocate { name: name.as_bytes().into() };
-                Some(name.as_ref().map_or(Awaited::DeallocateAll, one))
-            } else {
-                statement.effects.contains(&Effect::DiscardAll).then_some(Awaited::DiscardAll)
-            };
-            flight.awaited.extend(awaited);
         }
     }
 }

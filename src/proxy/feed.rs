@@ -96,9 +96,12 @@ impl Client {
             self.pin_names(&entry.plan, server, &mut out);
             server.conn.output.extend_from_slice(&out);
             self.await_tags(&entry.plan, Some(&text), flight);
+            self.registry.set(b"", None);
+            server.known.set(b"", None);
+        } else {
+            self.registry.touch(b"");
+            server.known.touch(b"");
         }
-        self.registry.set(b"", None);
-        server.known.set(b"", None);
         self.pipeline.sent(Expect::QueryInBatch);
         server.spent = true;
         Ok(())

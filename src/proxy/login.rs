@@ -237,6 +237,7 @@ fn client(
         pipeline: Pipeline::default(),
         registry: Registry::default(),
         portals: std::collections::HashMap::new(),
+        naming_portals: Vec::new(),
         held_side: None,
         txn: Transaction::default(),
         current: shard.current(),

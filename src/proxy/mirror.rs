@@ -13,7 +13,7 @@ mod own;
 mod run;
 mod state;
 
-pub(super) use commit::{Shipped, Stopped};
+pub(super) use commit::Stopped;
 pub(super) use duty::Duty;
 pub(super) use follower::prepare;
 pub(super) use keeper::{clean, learn, outcomes};

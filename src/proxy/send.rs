@@ -33,7 +33,8 @@ impl Client {
         match unit {
             Unit::Simple { function, .. } => {
                 self.pipeline.sent(if function { Expect::Function } else { Expect::Query });
-                if !function {
+                // One that is malformed is refused before it does anything.
+                if !function && frame::query_text(&self.conn.input[HEADER..length]).is_ok() {
                     self.registry.drop_unnamed();
                     server.known.remove(b"");
                 }

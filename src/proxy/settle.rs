@@ -42,6 +42,7 @@ impl Client {
             }
             self.txn.ended();
             self.portals.clear();
+            self.naming_portals.clear();
             self.shared.transaction_since.set(None);
             self.shared.side.set(None);
         } else {

@@ -393,3 +393,68 @@ fn names_are_per_client() {
         }
     }
 }
+
+/// Names that the extended protocol makes and takes away by executing SQL hold on both sides: reads of documents go to
+/// the target, or nothing does.
+#[test]
+fn names_made_in_batches_hold_on_both_sides() {
+    needs_proxy!();
+    let name = "diff_batch_names";
+    let (users, documents) = ("SELECT count(*) FROM users", "SELECT id FROM documents ORDER BY id LIMIT 2");
+    let run = |sql: &str| [frames::extended(sql, &[]), frames::sync()].concat();
+    let parsed = |sql: &str| [frames::parse("b", sql), frames::sync()].concat();
+    let bound = || [frames::bind("", "b", &[]), frames::execute("", 0), frames::sync()].concat();
+    let prepare = |sql: &str| format!("PREPARE b AS {sql}");
+    let flights = [
+        run(&prepare(documents)),
+        parsed(users),
+        parsed(documents),
+        bound(),
+        run("EXECUTE b"),
+        // Bound, and never executed.
+        [frames::parse("", "DEALLOCATE b"), frames::bind("", "", &[]), frames::sync()].concat(),
+        parsed(documents),
+        // Skipped by the server.
+        [frames::parse("", "SELEC"), frames::extended("DEALLOCATE b", &[]), frames::sync()].concat(),
+        parsed(documents),
+        run("DEALLOCATE b"),
+        bound(),
+        run(&prepare(users)),
+        parsed(documents),
+        bound(),
+        run(&prepare(users)),
+        run("DEALLOCATE ALL"),
+        parsed(documents),
+        bound(),
+        run("DISCARD ALL"),
+        bound(),
+        // Bound in one batch, executed in another one.
+        [
+            frames::query("BEGIN"),
+            frames::parse("", &prepare(users)),
+            frames::bind("p", "", &[]),
+            frames::sync(),
+            frames::execute("p", 0),
+            frames::sync(),
+            frames::query("COMMIT"),
+        ]
+        .concat(),
+        parsed(documents),
+        bound(),
+    ];
+    let ready = |bytes: &[u8]| Step::Ready(frames::count(bytes, b"SQ"));
+    let steps: Vec<Step> = flights.into_iter().flat_map(|f| [Step::Send(f.clone()), ready(&f)]).collect();
+    let cluster = newest();
+    cluster.database(name);
+    let mut admin = cluster.admin(name);
+    for (transaction, reads) in [(false, 100), (true, 100), (false, 0), (true, 0)] {
+        let mut settings = Settings::new(name).backends(cluster, cluster);
+        settings.document_reads_target = reads;
+        let proxy = if transaction { settings.transaction(2) } else { settings }.start();
+        let login = proxy.login("alice");
+        let oracle = run_case(cluster.port, &login, &steps, &mut admin, None);
+        let seen = run_case(proxy.port, &login, &steps, &mut admin, Some(&oracle));
+        let what = format!("transaction pooling: {transaction}, reads on the target: {reads}");
+        assert_eq!(seen.short, oracle.short, "{what}\n{}", difference(name, WAYS[0], &oracle, &seen));
+    }
+}

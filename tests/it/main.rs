@@ -9,6 +9,7 @@ mod differential;
 mod failures;
 mod leftovers;
 mod mirror;
+mod mirror_install;
 mod moves;
 mod operation;
 mod reload;

@@ -162,3 +162,13 @@ pub(crate) fn gssenc_request() -> Vec<u8> {
 pub(crate) fn cancel_request(pid: u32, key: &[u8]) -> Vec<u8> {
     untyped(80_877_102, &[&pid.to_be_bytes()[..], key].concat())
 }
+
+/// How many of the frames are of these kinds.
+pub(crate) fn count(mut bytes: &[u8], kinds: &[u8]) -> usize {
+    let mut found = 0;
+    while let [kind, a, b, c, d, ..] = *bytes {
+        found += usize::from(kinds.contains(&kind));
+        bytes = &bytes[1 + u32::from_be_bytes([a, b, c, d]) as usize..];
+    }
+    found
+}

@@ -1,0 +1,77 @@
+//! Command tags that change what names mean: SQL-level PREPARE, DEALLOCATE and DISCARD, once they are carried out.
+
+use std::rc::Rc;
+
+use super::{
+    client::{Client, Statement},
+    plans::Entry,
+    flight::{Awaited, Flight},
+    send::names_statement,
+};
+use crate::{
+    statement::{Effect, Kind, Plan},
+    wire::frame::Fields,
+};
+
+/// A portal whose execution changes names.
+pub(super) struct NamingPortal {
+    name: Box<[u8]>,
+    /// What executing it does.
+    entry: Rc<Entry>,
+    /// Whose text that is.
+    statement: Rc<Statement>,
+}
+
+impl Client {
+    /// Notes which command tags will change names or settings. `text` is that of a lone statement.
+    pub(super) fn await_tags(&mut self, plan: &Plan, text: Option<&[u8]>, flight: &mut Flight) {
+        for statement in &plan.statements {
+            flight.unsure |= statement.moves_search_path();
+            let awaited = if let Kind::Prepare { name, inner } = &statement.kind {
+                let text = text.filter(|_| plan.statements.len() == 1);
+                let made = text.and_then(|t| self.prepare_sql(t, inner));
+                made.map(|statement| Awaited::Prepare { name: name.as_bytes().into(), statement })
+            } else if let Kind::Deallocate { name } = &statement.kind {
+                let one = |name: &String| Awaited::Deallocate { name: name.as_bytes().into() };
+                Some(name.as_ref().map_or(Awaited::DeallocateAll, one))
+            } else {
+                statement.effects.contains(&Effect::DiscardAll).then_some(Awaited::DiscardAll)
+            };
+            flight.awaited.extend(awaited);
+        }
+    }
+
+    /// A Bind of the statement that the client calls `statement`: its Executes may come later, or never.
+    pub(super) fn note_naming_portal(&mut self, portal: &[u8], statement: &[u8]) {
+        self.naming_portals.retain(|p| *p.name != *portal);
+        let Some(statement) = self.registry.get(statement) else { return };
+        let own = Rc::clone(&statement.plan.borrow());
+        if !own.plan.statements.iter().any(names_statement) {
+            return;
+        }
+        let entry = self.resolve(&own, &self.meant(false));
+        if !entry.plan.statements.iter().any(names_statement) {
+            return; // EXECUTE of something else
+        }
+        let executed = if let [only] = &own.plan.statements[..]
+            && let Kind::Execute { name } = &only.kind
+        {
+            self.registry.get(name.as_bytes())
+        } else {
+            None
+        };
+        let statement = Rc::clone(executed.unwrap_or(statement));
+        self.naming_portals.push(NamingPortal { name: portal.into(), entry, statement });
+    }
+
+    /// An Execute was sent: its tag is awaited in its turn.
+    pub(super) fn await_portal(&mut self, body: &[u8], flight: &mut Flight) {
+        if self.naming_portals.is_empty() {
+            return;
+        }
+        let Ok(name) = Fields(body).cstr() else { return };
+        let Some(portal) = self.naming_portals.iter().find(|p| *p.name == *name) else { return };
+        let (entry, statement) = (Rc::clone(&portal.entry), Rc::clone(&portal.statement));
+        self.await_tags(&entry.plan, Some(&statement.sql), flight);
+    }
+}
