@@ -9,6 +9,9 @@ use std::{
     fmt::Write,
 };
 
+/// Class of the fence's advisory locks; the second number is the repository's.
+pub const FENCE: i32 = super::schema::LOCK_CLASS;
+
 /// A mirrored table as `crossfade.tables` has it, with what the follower's catalog adds.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct TableMeta {

@@ -5,6 +5,7 @@
 //! the other side.
 
 mod around;
+mod background;
 mod commit;
 mod duty;
 mod follower;
@@ -13,8 +14,8 @@ mod own;
 mod run;
 mod state;
 
+pub(super) use background::start;
 pub(super) use commit::Stopped;
 pub(super) use duty::Duty;
 pub(super) use follower::prepare;
-pub(super) use keeper::{clean, learn, outcomes};
-pub(super) use state::{Identity, Installed, State};
+pub(super) use state::State;

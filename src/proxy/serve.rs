@@ -110,11 +110,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     })?;
     let (stop, stopping) = watch::channel(false);
     let accepting: Vec<_> = listeners.into_iter().map(|l| accept(l, stopping.clone(), &threads)).collect();
-    global.mirror.ask_with(mirror::outcomes(Arc::clone(&controls)));
-    let keepers = [
-        tokio::spawn(mirror::learn(Arc::clone(&global), Arc::clone(&controls))),
-        tokio::spawn(mirror::clean(Arc::clone(&global), Arc::clone(&controls))),
-    ];
+    let mirroring = mirror::start(&global, &controls);
     let health = tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
     if let Some(listener) = http {
         tokio::spawn(serve_http(Arc::clone(&global), listener, stopping.clone()));
@@ -134,7 +130,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     }
     // Control connections say good-bye when their pools are gone.
     health.abort();
-    keepers.iter().for_each(tokio::task::JoinHandle::abort);
+    mirroring.iter().for_each(tokio::task::JoinHandle::abort);
     controls.close();
     tokio::time::sleep(GOODBYE).await;
     tracing::info!("crossfade has stopped");

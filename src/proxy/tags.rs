@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::{
     client::{Client, Statement},
-    plans::Entry,
     flight::{Awaited, Flight},
+    plans::Entry,
     send::names_statement,
 };
 use crate::{

@@ -1,7 +1,7 @@
 //! The end of a mirrored transaction: write set, follower, lead, follower (DESIGN 6). The lead's COMMIT is the commit
 //! point: before it everything can be taken back, after it the follower is made to follow.
 
-use std::{rc::Rc, sync::Arc};
+use std::rc::Rc;
 
 use super::{
     around::write_set,
@@ -304,7 +304,6 @@ impl Client {
             let why = "which server it is, is not known yet".to_owned();
             return Err(Failure::Unreachable(lead, why));
         };
-        let identity: &super::Identity = &Arc::clone(&identity);
         Ok(format!("cf1.{}.{}.{xid}.{}.0", identity.system, identity.timeline, state.instance))
     }
 }

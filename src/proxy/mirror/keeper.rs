@@ -1,14 +1,13 @@
-//! Beside the clients, on the main thread: what is installed, who the servers are, what became of a transaction whose
-//! connection died, and journal rows that are done.
+//! Beside the clients, on the main thread: what became of a transaction whose connection died, and journal rows that
+//! are done.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Identity, state::Outcomes};
+use super::state::Outcomes;
 use crate::{
     Side,
     backend::control,
     proxy::{global::Global, health::Controls},
-    route::policy::{Mode, Repository},
 };
 
 /// How outcomes are asked for: from any thread, over control connections of the main one.
@@ -75,53 +74,6 @@ async fn delete(controls: &Controls, lead: Side, ids: &[i64]) -> Result<(), Stri
     client.execute(sql, &[&ids]).await.map(drop).map_err(|e| control::describe(&e))
 }
 
-/// Learns who the servers are, and the token for reading write sets; again and again, since either may change.
-pub(in crate::proxy) async fn learn(global: Arc<Global>, controls: Arc<Controls>) {
-    let mut ticks = tokio::time::interval(LEARN);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let mirrors = |r: &Repository| r.mirror.mode != Mode::Off;
-        if !global.live.get().policy.repositories.iter().any(mirrors) {
-            continue;
-        }
-        for side in Side::BOTH {
-            match who(&controls, side).await {
-                Ok((identity, token)) => {
-                    let known = global.mirror.identity[side.index()].load();
-                    if known.as_deref() != Some(&identity) {
-                        global.mirror.identity[side.index()].store(Some(Arc::new(identity)));
-                    }
-                    global.mirror.tokens[side.index()].store(token.map(Arc::new));
-                }
-                Err(why) => tracing::debug!(%side, why, "could not be asked who it is"),
-            }
-        }
-    }
-}
-
-async fn who(controls: &Controls, side: Side) -> Result<(Identity, Option<String>), String> {
-    let pool = controls.get(side).ok_or("no control connection")?;
-    let client = control::get(&pool).await.map_err(|e| e.to_string())?;
-    let row = client.query_one(WHO, &[]).await.map_err(|e| control::describe(&e))?;
-    let get = |e: tokio_postgres::Error| control::describe(&e);
-    let identity =
-        Identity { system: row.try_get(0).map_err(get)?, timeline: row.try_get::<_, i64>(1).map_err(get)? };
-    let installed: bool = row.try_get(2).map_err(get)?;
-    if !installed {
-        return Ok((identity, None));
-    }
-    let row =
-        client.query_opt("SELECT value FROM crossfade.meta WHERE key OPERATOR(pg_catalog.=) 'token'", &[]);
-    let row = row.await.map_err(get)?;
-    Ok((identity, row.map(|row| row.try_get(0)).transpose().map_err(get)?))
-}
-
-/// The timeline that is written now: that of the last checkpoint may be the one before a promotion.
-const WHO: &str = "SELECT system_identifier::pg_catalog.text, \
-     ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::pg_catalog.bit(32)::pg_catalog.int8, \
-     pg_catalog.to_regclass('crossfade.meta') IS NOT NULL FROM pg_catalog.pg_control_system()";
-const LEARN: Duration = Duration::from_secs(1);
 const CLEAN: Duration = Duration::from_millis(20);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long an outcome is asked for: a server that crashed may be replaying its log.

@@ -12,9 +12,17 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use crate::{Side, mirror::batch::Destination};
+use crate::{
+    Side,
+    mirror::{
+        batch::Destination,
+        recovery::Identity,
+        status::Status,
+        tables::{Published, Table, Tables},
+    },
+};
 
-/// What is installed in the control schema, as last read.
+/// What is installed in the control schema, ready to be sent to.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Installed {
     /// Tables by number.
@@ -23,13 +31,15 @@ pub(in crate::proxy) struct Installed {
     pub(in crate::proxy) repositories: HashMap<String, i32>,
 }
 
-/// Which server a transaction id is of.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(in crate::proxy) struct Identity {
-    /// `pg_control_system().system_identifier`
-    pub(in crate::proxy) system: String,
-    /// Timeline of its WAL.
-    pub(in crate::proxy) timeline: i64,
+impl Installed {
+    /// `version`: another one for each.
+    fn new(tables: &Tables, version: u64) -> Self {
+        let destination = |(&n, t): (&i32, &Arc<Table>)| (n, Destination::new(t.meta.clone(), version));
+        Self {
+            tables: tables.tables.iter().map(destination).collect(),
+            repositories: tables.repositories.values().map(|r| (r.name.clone(), r.number)).collect(),
+        }
+    }
 }
 
 /// Asks a side what became of a transaction (xid8): committed or not; `None` when it cannot be known.
@@ -39,6 +49,12 @@ pub(in crate::proxy) type Outcomes =
 /// Shared by all threads.
 pub(in crate::proxy) struct State {
     pub(in crate::proxy) installed: ArcSwap<Installed>,
+    /// What both control schemas say.
+    pub(in crate::proxy) tables: Arc<Published>,
+    /// What repairers, recoverers and watchers have seen.
+    pub(in crate::proxy) status: Arc<Status>,
+    /// What `installed` was made of, and its version.
+    seen: Mutex<Option<(Arc<Tables>, u64)>>,
     /// Of each side, when it is known.
     pub(in crate::proxy) identity: [ArcSwapOption<Identity>; 2],
     /// What `crossfade.write_set` of each side wants to hear.
@@ -60,6 +76,9 @@ impl Default for State {
         getrandom::fill(&mut instance).expect("the system has randomness");
         Self {
             installed: ArcSwap::default(),
+            tables: Arc::default(),
+            status: Status::new(),
+            seen: Mutex::default(),
             identity: Default::default(),
             tokens: Default::default(),
             instance: u32::from_le_bytes(instance),
@@ -115,8 +134,14 @@ impl State {
         self.outcomes.get()?(side, xid).await
     }
 
-    /// Publishes what is installed.
-    pub(in crate::proxy) fn publish(&self, installed: Installed) {
-        self.installed.store(Arc::new(installed));
+    /// Takes over what was published since the last time.
+    pub(in crate::proxy) fn refresh(&self) {
+        let tables = self.tables.get();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if !seen.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &tables)) {
+            let version = seen.as_ref().map_or(0, |(_, version)| *version) + 1;
+            self.installed.store(Arc::new(Installed::new(&tables, version)));
+            *seen = Some((tables, version));
+        }
     }
 }
