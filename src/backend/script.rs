@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::server::Server;
 use crate::{
@@ -47,6 +47,14 @@ impl Script {
             frame::put_parse(&mut server.conn.output, own.name.as_bytes(), own.sql.as_bytes(), &[0, 0]);
         }
         let out = &mut server.conn.output;
+        // One that failed may have left its portal open: what follows an error is skipped.
+        let close = |out: &mut BytesMut| {
+            frame::put(out, b'C', |b| {
+                b.put_u8(b'P');
+                b.put_slice(PORTAL);
+            });
+        };
+        close(out);
         frame::put(out, b'B', |b| {
             b.put_slice(PORTAL);
             b.put_slice(own.name.as_bytes());
@@ -67,10 +75,7 @@ impl Script {
             b.put_slice(PORTAL);
             b.put_i32(0);
         });
-        frame::put(out, b'C', |b| {
-            b.put_u8(b'P');
-            b.put_slice(PORTAL);
-        });
+        close(out);
     }
 
     /// Appends one execution of a text that will not come again, under no name. Only where no client's unnamed

@@ -14,7 +14,7 @@ mod own;
 mod run;
 mod state;
 
-pub(super) use background::start;
+pub(super) use background::{ready, start};
 pub(super) use commit::Stopped;
 pub(super) use duty::Duty;
 pub(super) use follower::prepare;

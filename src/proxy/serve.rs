@@ -102,6 +102,8 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     metrics.config_accepted(&config.hash, &config.policy);
     controls.set(&config);
     let fingerprints = Box::pin(load_catalog(&global, &controls, None)).await;
+    let mirroring = mirror::start(&global, &controls);
+    mirror::ready(&global).await;
 
     let (threads, ended) = start_threads(&global, &config);
     follow_reloads(&global, &client_tls, logs, &controls);
@@ -110,7 +112,6 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     })?;
     let (stop, stopping) = watch::channel(false);
     let accepting: Vec<_> = listeners.into_iter().map(|l| accept(l, stopping.clone(), &threads)).collect();
-    let mirroring = mirror::start(&global, &controls);
     let health = tokio::spawn(watch_backends(Arc::clone(&global), Arc::clone(&controls), fingerprints));
     if let Some(listener) = http {
         tokio::spawn(serve_http(Arc::clone(&global), listener, stopping.clone()));

@@ -33,6 +33,24 @@ pub(in crate::proxy) fn start(global: &Arc<Global>, controls: &Arc<Controls>) ->
     tasks
 }
 
+/// Waits a while for the first look at both sides: clients that come at once need not be refused.
+pub(in crate::proxy) async fn ready(global: &Global) {
+    let state = &global.mirror;
+    let known = |side: Side| {
+        state.identity[side.index()].load().is_some() && state.tokens[side.index()].load().is_some()
+    };
+    let all = async {
+        while mirrors(&global.live.get())
+            && !(Side::BOTH.into_iter().all(known) && !state.installed.load().repositories.is_empty())
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(READY, all).await.is_err() {
+        tracing::warn!("mirrored repositories: not all is known of both sides yet; is crossfade mirror install done?");
+    }
+}
+
 /// What such a task goes by, until the configuration is another.
 struct Basis {
     config: Arc<Config>,
@@ -186,6 +204,7 @@ async fn recover(global: Arc<Global>, side: Side) {
 }
 
 const TOKEN: &str = "SELECT (SELECT value FROM crossfade.meta WHERE key OPERATOR(pg_catalog.=) 'token')";
+const READY: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(100);
 const WATCH: Duration = Duration::from_millis(50);
 const LEARN: Duration = Duration::from_secs(1);

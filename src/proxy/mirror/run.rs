@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Instant};
 
 use super::{Duty, Stopped};
 use crate::{
-    backend::server::Server,
+    backend::server::{QueryError, Server},
     error::ClientError,
     proxy::{
         client::{Client, End, Unit},
@@ -84,7 +84,7 @@ impl Client {
         };
         let shipped = match shipped {
             Ok(shipped) => shipped,
-            Err(stopped) => return self.stop_commit(choice, unit, server, stopped).await,
+            Err(stopped) => return self.stop_commit(choice, unit, survey, (server, stopped)).await,
         };
         flight.mirrored.hold = Hold::Tag;
         let (Unit::Simple { length, .. } | Unit::Extended { length, .. }) = unit;
@@ -156,44 +156,70 @@ impl Client {
         Ok(())
     }
 
-    /// The block cannot commit: it is rolled back, and the client hears why.
+    /// The block cannot commit: made to fail, it is rolled back by the client's own COMMIT, and the client hears why.
     async fn stop_commit(
         &mut self,
         choice: Choice,
         unit: Unit,
-        mut server: Box<Server>,
-        stopped: Stopped,
+        mut survey: Survey,
+        (mut server, stopped): (Box<Server>, Stopped),
     ) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
         let (Unit::Simple { length, .. } | Unit::Extended { length, .. }) = unit;
-        self.conn.consume(length, &shard.buffers);
         let mut flight = Flight::default();
+        let mut said = bytes::BytesMut::new();
         match stopped {
             Stopped::Lost(why) => {
-                drop(server);
-                shard.lost_server(choice.side, &why);
-                return self.server_lost(&choice, &why, &flight);
+                self.conn.consume(length, &shard.buffers);
+                return self.lead_lost(&choice, server, &why, &flight);
             }
-            Stopped::Server(error) => {
-                flight.sqlstate = frame::error_field(&error[HEADER..], b'C').and_then(|c| c.try_into().ok());
-                self.conn.output.extend_from_slice(&error);
-            }
+            Stopped::Server(error) => said.extend_from_slice(&error),
             Stopped::Error(error) => {
-                flight.sqlstate = error.sqlstate.as_bytes().try_into().ok();
-                tracing::info!(client = self.id(), sqlstate = error.sqlstate, message = %error.message, "a transaction was refused at its COMMIT");
-                error.encode(self.id(), &mut self.conn.output);
+                let (sqlstate, message) = (error.sqlstate, &error.message);
+                tracing::info!(client = self.id(), sqlstate, message, "a transaction was refused at its COMMIT");
+                error.encode(self.id(), &mut said);
             }
         }
-        if let Err(error) = server.query("ROLLBACK", &shard.buffers).await {
-            shard.lost_server(choice.side, &error.to_string());
-            return self.server_lost(&choice, &error.to_string(), &flight);
+        if server.status == Status::Block
+            && let Err(QueryError::Io(why)) = server.query(FAIL, &shard.buffers).await
+        {
+            self.conn.consume(length, &shard.buffers);
+            return self.lead_lost(&choice, server, &why.to_string(), &flight);
         }
-        self.txn.status = server.status;
+        flight.mirrored.hold = Hold::Tag;
+        match self.send_and_exchange(unit, length, &mut survey, &mut server, &mut flight).await {
+            Ok(()) => {}
+            Err(SendError::End(end) | SendError::Broken(Broken::Client(end))) => {
+                self.servers[choice.side.index()] = Some(server);
+                return Err(end);
+            }
+            Err(SendError::Broken(Broken::Server(why))) => {
+                return self.lead_lost(&choice, server, &why, &flight);
+            }
+        }
+        flight.sqlstate = frame::error_field(&said[HEADER..], b'C').and_then(|c| c.try_into().ok());
+        self.conn.output.extend_from_slice(&said);
         frame::put_ready(&mut self.conn.output, self.txn.status.byte());
-        let now = Instant::now();
-        self.finish(server, &flight, &Survey::default(), choice.footprint.as_deref(), now).await
+        self.finish(server, &flight, &survey, choice.footprint.as_deref(), Instant::now()).await
+    }
+
+    fn lead_lost(
+        &mut self,
+        choice: &Choice,
+        server: Box<Server>,
+        why: &str,
+        flight: &Flight,
+    ) -> Result<(), End> {
+        drop(server);
+        self.pipeline.reset();
+        self.registry.undo(usize::MAX);
+        self.shard.lost_server(choice.side, why);
+        self.server_lost(choice, why, flight)
     }
 }
+
+/// Fails in every block, and does nothing else.
+const FAIL: &str = "ROLLBACK TO SAVEPOINT \"crossfade refused a transaction\"";
 
 /// What the lead said of its COMMIT, in frames that were held back.
 fn committed_in(held: &[u8]) -> Option<bool> {
