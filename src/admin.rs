@@ -4,6 +4,7 @@ pub mod console;
 mod console_frames;
 mod console_parse;
 pub mod console_rows;
+pub mod console_wait;
 pub mod console_wire;
 pub mod http;
 pub mod notify;

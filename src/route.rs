@@ -266,7 +266,7 @@ impl Router<'_> {
         match self.block.work {
             Work::Written | Work::Failed => Decision::Refuse(self.refuse(Rule::BlockWrote(here))),
             // The lead refuses it in its own words, and the block fails whatever it had seen.
-            _ if self.block.read_only == Some(true) && self.footprint.is_write() => {
+            _ if self.block.read_only == Some(true) && !self.block.pinned && self.footprint.is_write() => {
                 Decision::Move(side, reason)
             }
             Work::Read | Work::Prologue if self.may_leave_for(side) => Decision::Move(side, reason),

@@ -32,7 +32,8 @@ pub trait Operator {
     fn config(&self) -> impl Future<Output = Vec<ConfigRow>>;
     /// RELOAD: a sentence on what changed, or every mistake of the file.
     fn reload(&self) -> impl Future<Output = Result<String, Vec<String>>>;
-    /// PAUSE one backend, or both: no new work is sent there.
+    /// PAUSE one backend, or both: no new work is sent there. Done when what ran there has ended; dropped before, it
+    /// is undone.
     fn pause(&self, side: Option<Side>) -> impl Future<Output = Result<(), String>>;
     /// RESUME one backend, or both.
     fn resume(&self, side: Option<Side>) -> impl Future<Output = Result<(), String>>;
@@ -136,7 +137,11 @@ pub const HELP: &[(&str, bool, &str)] = &[
     ("SHOW VERSION", false, "version of crossfade"),
     ("SHOW HELP", false, "this list"),
     ("RELOAD", true, "load the configuration again; a mistake changes nothing"),
-    ("PAUSE [source|target]", true, "send no new work to one backend, or to both"),
+    (
+        "PAUSE [source|target]",
+        true,
+        "send no new work to one backend, or to both, and wait until running transactions have ended",
+    ),
     ("RESUME [source|target]", true, "undo PAUSE"),
     ("KILL id", true, "disconnect the client with this id (SHOW CLIENTS)"),
 ];

@@ -15,6 +15,7 @@ use super::{
     console::{self, Caller, Command, Operator, parse, parse_all, reported_settings, setting},
     console_frames::{Body, Format, command_complete, data_row, notice, parameter_status, row_description},
     console_rows::{Cell, Column, columns},
+    console_wait::unless_gone,
 };
 use crate::{error::ClientError, wire::frame};
 
@@ -361,7 +362,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin, O: Operator> Session<'_, S, O> {
     /// Does what `command` says and moves the state of the transaction.
     async fn perform(&mut self, command: &Command) -> Result<Vec<Vec<Cell>>, ClientError> {
         self.check_status(command)?;
-        let answer = console::run(command, &self.caller, self.operator).await?;
+        let work = console::run(command, &self.caller, self.operator);
+        let answer = if matches!(command, Command::Pause(_)) {
+            unless_gone(&mut self.stream, &mut self.input, MAX_MESSAGE_BYTES, work).await?
+        } else {
+            work.await?
+        };
         if let Some(text) = &answer.notice {
             notice(&mut self.out, text);
         }

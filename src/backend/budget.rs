@@ -64,6 +64,11 @@ impl Share {
         Some(Permit(Arc::clone(self)))
     }
 
+    /// Would [`Share::take`] find room now?
+    pub fn has_room(&self, user_limit: usize, side_limit: usize) -> bool {
+        self.used() < user_limit && self.side.load(Ordering::Relaxed) < side_limit
+    }
+
     /// Connections in use or idle.
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)

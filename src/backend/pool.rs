@@ -104,6 +104,7 @@ pub struct Pool {
     valid_since: Cell<Option<Instant>>,
     #[expect(clippy::vec_box, reason = "a server is large and changes hands: what moves is its address")]
     idle: RefCell<Vec<Box<Server>>>,
+    /// In order of their numbers.
     waiters: RefCell<VecDeque<Waiter>>,
     opening: Cell<usize>,
     /// Connections handed out.
@@ -196,12 +197,9 @@ impl Pool {
                 biased;
                 server = &mut seat.local => return server.unwrap_or(Err(Refused::Cancelled)),
                 travelling = &mut seat.remote => {
-                    let arrived = travelling.map_err(|_| Refused::Cancelled).and_then(|t| self.adopt(*t));
-                    return arrived.inspect(|_| seat.served());
+                    return travelling.map_err(|_| Refused::Cancelled).and_then(|t| self.adopt(*t));
                 }
                 () = self.share.room.notified() => {}
-                // Room on the backend may have been made by another user's connection, which notifies only its own.
-                () = tokio::time::sleep(RECHECK) => {}
             }
         }
     }
@@ -222,8 +220,10 @@ impl Pool {
 
     /// Opens connections for those who wait; `false` when the budget does not allow as many as are wanted.
     fn grow(self: &Rc<Self>, limits: PoolLimits) -> bool {
-        self.waiters.borrow_mut().retain(|w| !w.answer.is_closed());
         while self.opening.get() < self.waiters.borrow().len() {
+            if !self.share.has_room(limits.user, limits.side) {
+                return false;
+            }
             if self.share.line.promised_elsewhere(self.id) {
                 return false; // a connection was closed for somebody: the room is not ours
             }
@@ -265,7 +265,7 @@ impl Pool {
 
     fn remove_waiter(&self, number: u64) -> Option<Waiter> {
         let mut waiters = self.waiters.borrow_mut();
-        let at = waiters.iter().position(|w| w.number == number)?;
+        let at = waiters.binary_search_by_key(&number, |w| w.number).ok()?;
         waiters.remove(at)
     }
 
@@ -304,6 +304,14 @@ impl Pool {
         server.info.used.set(now);
         self.share.idle.fetch_add(1, Ordering::Relaxed);
         self.idle.borrow_mut().push(server);
+    }
+
+    /// Those who wait look again for room: on the backend it may have been made by another user's connection, which
+    /// notifies only its own. To be called now and then.
+    pub fn look_again(&self) {
+        if !self.waiters.borrow().is_empty() {
+            self.share.room.notify_waiters();
+        }
     }
 
     /// Offers idle connections to those who wait elsewhere.
@@ -415,17 +423,13 @@ impl Seat {
         pool.waiters.borrow_mut().push_back(waiter);
         Self { pool: Rc::clone(pool), place, local, remote }
     }
-
-    /// Its entry among those of this thread is void.
-    fn served(&self) {
-        self.pool.remove_waiter(self.place.number);
-    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         self.local.close();
         self.remote.close();
+        self.pool.remove_waiter(self.place.number);
         if tokio::runtime::Handle::try_current().is_err() {
             return; // the thread ends
         }
@@ -441,5 +445,3 @@ impl Drop for Seat {
 }
 
 const MAX_WELCOMES: usize = 256;
-/// How often a waiting client looks again for room that nobody told it of.
-const RECHECK: Duration = Duration::from_millis(50);

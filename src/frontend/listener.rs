@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener},
     os::unix::{
         fs::{FileTypeExt, PermissionsExt},
         net::{UnixListener, UnixStream},
@@ -106,30 +106,11 @@ fn bind_unix(path: &Path, backlog: i32) -> io::Result<UnixListener> {
     Ok(socket.into())
 }
 
-/// A connection that no runtime owns yet: it may go to any thread.
-#[derive(Debug)]
-pub struct Accepted {
-    socket: Raw,
-    /// Who, and since when.
-    pub peer: Peer,
-}
-
-#[derive(Debug)]
-enum Raw {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Accepted {
-    /// Registers the socket with the runtime of this thread and sets its options.
-    pub fn into_stream(self, timeouts: &Timeouts) -> io::Result<Stream> {
-        match self.socket {
-            Raw::Tcp(tcp) => {
-                tune(&SockRef::from(&tcp), timeouts)?;
-                Ok(Stream::Tcp(tokio::net::TcpStream::from_std(tcp)?))
-            }
-            Raw::Unix(unix) => Ok(Stream::Unix(tokio::net::UnixStream::from_std(unix)?)),
-        }
+/// Sets the options of a client's socket.
+pub fn prepare(stream: &Stream, timeouts: &Timeouts) -> io::Result<()> {
+    match stream {
+        Stream::Tcp(tcp) => tune(&SockRef::from(tcp), timeouts),
+        Stream::Unix(_) | Stream::TlsServer(_) | Stream::TlsClient(_) => Ok(()),
     }
 }
 
@@ -150,7 +131,7 @@ pub(crate) fn tune(socket: &SockRef<'_>, timeouts: &Timeouts) -> io::Result<()> 
 pub async fn serve(
     listener: Listener,
     mut shutdown: watch::Receiver<bool>,
-    mut on_accept: impl FnMut(Accepted),
+    mut on_accept: impl FnMut(Stream, Peer),
 ) -> io::Result<()> {
     let accept_all = async {
         match listener {
@@ -158,16 +139,13 @@ pub async fn serve(
                 let tcp = tokio::net::TcpListener::from_std(tcp)?;
                 accept_loop(&mut on_accept, async || {
                     let (socket, address) = tcp.accept().await?;
-                    Ok((Raw::Tcp(socket.into_std()?), Some(address)))
+                    Ok((Stream::Tcp(socket), Some(address)))
                 })
                 .await
             }
             Listener::Unix(unix, _file) => {
                 let unix = tokio::net::UnixListener::from_std(unix)?;
-                accept_loop(&mut on_accept, async || {
-                    Ok((Raw::Unix(unix.accept().await?.0.into_std()?), None))
-                })
-                .await
+                accept_loop(&mut on_accept, async || Ok((Stream::Unix(unix.accept().await?.0), None))).await
             }
         }
     };
@@ -179,15 +157,13 @@ pub async fn serve(
 }
 
 async fn accept_loop(
-    on_accept: &mut impl FnMut(Accepted),
-    accept: impl AsyncFn() -> io::Result<(Raw, Option<SocketAddr>)>,
+    on_accept: &mut impl FnMut(Stream, Peer),
+    accept: impl AsyncFn() -> io::Result<(Stream, Option<SocketAddr>)>,
 ) -> io::Result<()> {
     let mut complained: Option<Instant> = None;
     loop {
         match accept().await {
-            Ok((socket, address)) => {
-                on_accept(Accepted { socket, peer: Peer { address, accepted: Instant::now() } });
-            }
+            Ok((stream, address)) => on_accept(stream, Peer { address, accepted: Instant::now() }),
             Err(error) => {
                 if complained.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
                     complained = Some(Instant::now());
@@ -204,7 +180,7 @@ async fn accept_loop(
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, io::Write};
+    use std::{cell::Cell, io::Write, net::TcpStream};
 
     use super::*;
     use crate::{frontend::testing::timeouts, wire::scram::random};
@@ -234,9 +210,9 @@ mod tests {
             }
             let (stop, shutdown) = watch::channel(false);
             let count = Cell::new(0);
-            serve(listener, shutdown, |accepted| {
-                assert_eq!(accepted.peer.address.is_some(), address.is_some());
-                accepted.into_stream(&timeouts()).unwrap();
+            serve(listener, shutdown, |stream, peer| {
+                assert_eq!(peer.address.is_some(), address.is_some());
+                prepare(&stream, &timeouts()).unwrap();
                 count.set(count.get() + 1);
                 stop.send(true).unwrap();
             })

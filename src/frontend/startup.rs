@@ -25,7 +25,7 @@ use crate::{
 /// What a connection turned out to be once its start-up was over.
 #[derive(Debug)]
 pub enum Startup {
-    /// A client; `AuthenticationOk` was sent, `ParameterStatus` and what follows were not.
+    /// A client; `AuthenticationOk` is in its greeting, `ParameterStatus` and what follows are the caller's.
     Client(Box<Login>),
     /// A request to cancel what runs for the client with this key.
     Cancel {
@@ -64,8 +64,8 @@ pub struct Login {
     pub minor: u16,
     /// What the backends are logged in with when the configuration names no other credentials.
     pub credentials: Credentials,
-    /// `address:port`, or `unix`.
-    pub peer: String,
+    /// Where it is.
+    pub peer: Peer,
     /// Counts as a client until dropped.
     pub slot: ClientSlot,
 }
@@ -290,7 +290,6 @@ impl Attempt<'_> {
             return Err(ClientError::fatal("53300", message).hint("Raise max_clients of this user.").into());
         }
         frame::put(&mut conn.output, b'R', |body| body.put_u32(0));
-        conn.flush().await.map_err(ReadError::Io)?;
         Counters::count(&shared.counters.logins);
         tracing::debug!(client = self.id, %peer, user = found.user, database = found.database, "logged in");
         let Buffered { stream, input, output } = self.conn()?;
@@ -304,7 +303,7 @@ impl Attempt<'_> {
             parameters: found.others,
             minor: found.minor,
             credentials,
-            peer: peer.to_string(),
+            peer,
             slot,
         })))
     }

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SignatureAlgorithm};
 use tokio::io::AsyncWriteExt;
 
@@ -125,7 +125,7 @@ pub(crate) async fn serve(shared: Arc<Shared>) -> (SocketAddr, tokio::sync::mpsc
                 let peer = Peer { address: Some(address), accepted: std::time::Instant::now() };
                 match accept(Stream::Tcp(socket), peer, &shared).await {
                     Startup::Client(mut login) => {
-                        let mut out = BytesMut::new();
+                        let mut out = std::mem::take(&mut login.greeting);
                         frame::put(&mut out, b'S', |body| body.put_slice(b"server_version\x0018\0"));
                         frame::put(&mut out, b'K', |body| body.put_slice(b"\0\0\0\x07keyy"));
                         frame::put(&mut out, b'Z', |body| body.put_u8(b'I'));

@@ -31,15 +31,29 @@ impl Client {
             None => poll_fn(|cx| Poll::Ready(self.shard.take_idle(cx, &self.pools[side.index()]))).await,
         };
         // Boxed, as all that is rare: the future of a client that waits for its next statement stays small.
-        let Some(mut server) = found else { return Box::pin(self.prepare_server(side, None)).await };
+        let mut server = match found {
+            Some(server) => server,
+            None => Box::pin(self.wait_for_server(side)).await?,
+        };
         if self.adopt(&mut server) {
             return Ok(server);
         }
-        Box::pin(self.prepare_server(side, Some(server))).await
+        Box::pin(self.prepare_server(server)).await
+    }
+
+    async fn wait_for_server(&mut self, side: Side) -> Result<Box<Server>, Refused> {
+        let shard = Rc::clone(&self.shard);
+        self.shared.activity.set(Activity::Waiting);
+        let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
+        let wait = self.current.config.timeouts.query_wait;
+        let taken = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared);
+        let server = unless_gone(taken, &mut self.conn, &shard).await;
+        self.shared.activity.set(Activity::Active);
+        server
     }
 
     /// Takes over a connection on which nothing has to be done first; `false` when something has.
-    pub(super) fn adopt(&self, server: &mut Server) -> bool {
+    fn adopt(&self, server: &mut Server) -> bool {
         let stranger = server.last_client != self.id();
         let same = || {
             if !self.unread.is_empty() {
@@ -55,23 +69,9 @@ impl Client {
         true
     }
 
-    pub(super) async fn prepare_server(
-        &mut self,
-        side: Side,
-        found: Option<Box<Server>>,
-    ) -> Result<Box<Server>, Refused> {
+    /// Gives the client's settings to a connection that has others, or the remains of another client.
+    async fn prepare_server(&mut self, mut server: Box<Server>) -> Result<Box<Server>, Refused> {
         let shard = Rc::clone(&self.shard);
-        let mut server = if let Some(server) = found {
-            server
-        } else {
-            self.shared.activity.set(Activity::Waiting);
-            let limits = Shard::pool_limits(&self.shared.user, &self.current.config);
-            let wait = self.current.config.timeouts.query_wait;
-            let taken = shard.checkout(&self.pools[side.index()], limits, wait, &self.shared);
-            let server = unless_gone(taken, &mut self.conn, &shard).await;
-            self.shared.activity.set(Activity::Active);
-            server?
-        };
         let io = |e: QueryError| Refused::Unreachable(e.to_string().into());
         if server.last_client != self.id() {
             server.last_client = self.id();

@@ -470,7 +470,7 @@ mod tests {
         fn future<A, F: Future>(_: impl Fn(A) -> F) -> usize {
             size_of::<F>()
         }
-        let task = future(|(shard, accepted)| crate::proxy::login::serve(shard, accepted));
+        let task = future(|(shard, stream, peer)| crate::proxy::login::serve(shard, stream, peer));
         let sizes = [task, future(Client::run), size_of::<Client>(), size_of::<ClientShared>()];
         assert!(sizes.iter().sum::<usize>() <= 3 << 10, "{sizes:?} bytes: box what is rare");
     }

@@ -19,7 +19,7 @@ use crate::{
     },
     statement::{self, Kind, Pin, Plan},
     wire::{
-        conn::shift,
+        conn::{append, shift},
         frame::{self, Fields, Frontend, HEADER, Malformed},
         oids,
     },
@@ -36,6 +36,8 @@ pub(super) struct Survey {
     pub(super) named: Vec<Rc<Entry>>,
     /// It binds a portal with a name, or fetches from one in parts: the transaction cannot move away from it.
     pub(super) portal: bool,
+    /// It executes the unnamed portal of an earlier batch.
+    pub(super) older_portal: bool,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
     /// What the text of a simple query is, as it was found: EXECUTE has not been resolved.
@@ -71,6 +73,7 @@ impl Client {
 
     fn survey_frames(&mut self, mut frames: &[u8], survey: &mut Survey, mut unsure: bool) -> Result<(), End> {
         let mut names: Vec<(&[u8], Rc<Statement>)> = Vec::new();
+        let mut bound = false;
         while let Some((tag, length)) = frame::header(frames)? {
             let (this, rest) = frames.split_at(length);
             frames = rest;
@@ -91,6 +94,7 @@ impl Client {
                 Some(Frontend::Bind) => {
                     let (Ok(portal), Ok(name)) = (fields.cstr(), fields.cstr()) else { continue };
                     survey.portal |= !portal.is_empty();
+                    bound |= portal.is_empty();
                     if let Some(statement) = find(name, &names) {
                         let first = survey.executed.is_empty();
                         survey.text = (first && fields.0.starts_with(&[0, 0, 0, 0]))
@@ -101,7 +105,9 @@ impl Client {
                     }
                 }
                 Some(Frontend::Execute) => {
-                    survey.portal |= fields.cstr().is_ok() && fields.0 != [0; 4];
+                    let Ok(name) = fields.cstr() else { continue };
+                    survey.portal |= fields.0 != [0; 4];
+                    survey.older_portal |= name.is_empty() && !bound;
                 }
                 Some(Frontend::Describe) => {
                     let (Ok(b'S'), Ok(name)) = (fields.byte(), fields.cstr()) else { continue };
@@ -185,7 +191,7 @@ impl Client {
                 Translation::Keep => at += size,
                 Translation::Replace => {
                     shift(&mut self.conn.input, at, &mut server.conn.output, &shard.buffers);
-                    server.conn.output.extend_from_slice(&scratch);
+                    append(&scratch, &mut server.conn.output, &shard.buffers);
                     scratch.clear();
                     self.conn.consume(size, &shard.buffers);
                     length -= at + size;
@@ -308,12 +314,20 @@ impl Client {
             self.pin(Pin::PrepareInBatch);
         }
         let naming = self.naming();
+        // What EXECUTE returns is settled by its Parse.
+        for inner in names_in(&statement.plan.borrow().plan).filter(|inner| inner.as_bytes() != name) {
+            self.ensure_one(inner.as_bytes(), server, out);
+        }
         let map = &self.current.catalog.type_source_to_target;
         let mapped = server.side == Side::Target && types.len() > 2 && !map.is_empty();
         let taken = !name.is_empty() && self.registry.get(name).is_some();
         // A name that is taken is refused by the server, in its own words: it is in use there, or is made so.
         let theirs = if taken { self.ensure(name, server, out) } else { Some(Rc::clone(&statement)) };
-        let on_server = theirs.as_ref().map_or(name, |s| s.server_name(name, naming));
+        let on_server = match &theirs {
+            Some(theirs) if taken => &theirs.content_name,
+            Some(new) => new.server_name(name, naming),
+            None => name,
+        };
         if !taken && naming == Naming::Content && server.known.get(on_server) == Some(statement.number) {
             self.registry.set(name, Some(statement));
             if self.txn.status == Status::Failed {

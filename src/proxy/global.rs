@@ -23,8 +23,9 @@ use crate::{
     backend::{budget::Budgets, tls::BackendTlsContext},
     catalog::Catalog,
     config::reload::Live,
-    frontend::{self, listener::Accepted},
+    frontend::{self, Peer},
     report::metrics::Metrics,
+    wire::stream::Detached,
 };
 
 /// Shared by all threads.
@@ -54,7 +55,7 @@ pub(super) type Errand = Box<dyn FnOnce(&Rc<Shard>) + Send>;
 /// What a data thread is told.
 pub(super) enum Message {
     /// A new connection.
-    Accept(Accepted),
+    Accept(Detached, Peer),
     /// Something to be done with its data.
     Run(Errand),
     /// All clients are gone: the end.
@@ -146,6 +147,9 @@ impl Global {
 
     /// Waits until the side is not paused.
     pub(super) async fn resumed(&self, side: Side) {
+        if !self.is_paused(side) {
+            return;
+        }
         let mut paused = self.paused[side.index()].subscribe();
         // Fails only when the sender is gone, and it lives as long as we do.
         let _ = paused.wait_for(|&paused| !paused).await;

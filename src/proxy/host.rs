@@ -34,28 +34,29 @@ impl Drop for Closing {
     }
 }
 
-/// `work`, unless the deadline passes or the client is told something before.
+/// `work`, unless the client is told something before, or by the sweeper that the deadline has passed: a timer for each
+/// wait would cost as much as the wait itself.
 pub(super) async fn patiently<T>(
     work: impl Future<Output = Result<T, Refused>>,
     deadline: Option<Instant>,
     client: &ClientShared,
 ) -> Result<T, Refused> {
+    client.deadline.set(deadline.map(|at| (at, Signal::QueryWait)));
     let told = poll_fn(|cx| match client.listen(cx) {
         None | Some(Signal::Drain) => Poll::Pending,
-        Some(_) => Poll::Ready(()),
-    });
-    let deadline = async {
-        match deadline {
-            Some(at) => tokio::time::sleep_until(at.into()).await,
-            None => std::future::pending().await,
+        Some(Signal::QueryWait) => {
+            client.clear_signal();
+            Poll::Ready(Refused::Timeout)
         }
-    };
-    tokio::select! {
+        Some(_) => Poll::Ready(Refused::Cancelled),
+    });
+    let result = tokio::select! {
         biased;
         done = work => done,
-        () = told => Err(Refused::Cancelled),
-        () = deadline => Err(Refused::Timeout),
-    }
+        refused = told => Err(refused),
+    };
+    client.deadline.set(None);
+    result
 }
 
 /// What pools ask of their thread.

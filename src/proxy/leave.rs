@@ -27,6 +27,8 @@ impl Client {
         if !matches!(end, End::Io(_)) && (!self.conn.output.is_empty() || !matches!(end, End::Gone)) {
             let _ = tokio::time::timeout(GOODBYE, self.good_bye()).await;
         }
+        // The buffer that its last message came in is another client's next.
+        self.conn.consume(self.conn.input.len(), &self.shard.buffers);
     }
 
     /// Writes what is left and ends the stream. A socket that is closed with bytes unread is reset, and the reset

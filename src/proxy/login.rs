@@ -24,26 +24,24 @@ use crate::{
     config::{Config, PoolMode},
     error::ClientError,
     frontend::{
-        listener::Accepted,
+        Peer, listener,
         startup::{self, ADMIN_DATABASE, Login, Startup},
     },
     session::{pipeline::Pipeline, prepared::Registry, settings::Settings, transaction::Transaction},
     statement::Pin,
-    wire::{conn::Conn, frame, stream::Stream},
+    wire::{
+        conn::{Conn, append},
+        frame,
+        stream::Stream,
+    },
 };
 
 /// Serves one accepted connection to its end.
-pub(super) async fn serve(shard: Rc<Shard>, accepted: Accepted) {
-    let peer = accepted.peer;
-    let config = Arc::clone(&shard.current().config);
-    let stream = match accepted.into_stream(&config.timeouts) {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(%peer, %error, "the connection ended before it began");
-            return;
-        }
-    };
-    drop(config);
+pub(super) async fn serve(shard: Rc<Shard>, stream: Stream, peer: Peer) {
+    if let Err(error) = listener::prepare(&stream, &shard.current().config.timeouts) {
+        tracing::debug!(%peer, %error, "the connection ended before it began");
+        return;
+    }
     // Boxed: what a login needs must not stay for the life of an idle client.
     match Box::pin(startup::accept(stream, peer, &shard.global.frontend)).await {
         Startup::Closed => {}
@@ -58,7 +56,7 @@ pub(super) async fn serve(shard: Rc<Shard>, accepted: Accepted) {
         }
         Startup::Client(login) => {
             if let Some((client, slot)) = Box::pin(begin(&shard, *login)).await {
-                let (id, process_id) = (client.id(), client.shared.process_id);
+                let (id, process_id) = (client.id(), client.shared.process_id.get());
                 Box::pin(client.run()).await;
                 shard.clients.borrow_mut().remove(&id);
                 shard.global.forget_cancel(process_id, id);
@@ -81,8 +79,7 @@ async fn console(shard: &Rc<Shard>, login: Login) {
             return last(login, &error).await;
         }
     };
-    let mut key = [0; 4];
-    let process_id = random_key(&mut key);
+    let (process_id, key) = random_key(4);
     let caller = Caller { user: &login.user, role, client: login.id, process_id };
     let console = Console { global: Arc::clone(&shard.global) };
     let seen = ClientShared::new(login.id, &login, PoolMode::Session, process_id);
@@ -105,14 +102,14 @@ async fn console(shard: &Rc<Shard>, login: Login) {
 /// Says why, and closes.
 async fn last(login: Login, error: &ClientError) {
     let id = login.id;
-    let mut conn = greeted(login.stream, login.greeting, b"");
+    let mut conn = greeted(login.stream, login.greeting);
     error.encode(id, &mut conn.output);
     say(conn).await;
 }
 
 /// The connection, with what is still to be said.
-fn greeted(stream: Stream, greeting: BytesMut, rest: &[u8]) -> Conn {
-    let mut conn = Conn::new(stream, rest.into());
+fn greeted(stream: Stream, greeting: BytesMut) -> Conn {
+    let mut conn = Conn::new(stream, BytesMut::new());
     conn.output = greeting;
     conn
 }
@@ -127,11 +124,12 @@ async fn say(mut conn: Conn) {
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), say).await;
 }
 
-/// A fresh cancel key; the process id that goes with it.
-fn random_key(key: &mut [u8]) -> i32 {
-    let mut id = [0; 4];
-    getrandom::fill(key).and_then(|()| getrandom::fill(&mut id)).expect("the system has randomness");
-    i32::from_be_bytes(id) & i32::MAX | 1 << 30
+/// A fresh process id, and a cancel key of up to 32 bytes that goes with it.
+fn random_key(length: usize) -> (i32, Vec<u8>) {
+    let mut random = [0; 36];
+    getrandom::fill(&mut random).expect("the system has randomness");
+    let (id, key) = random.split_first_chunk().expect("there are 36 bytes");
+    (i32::from_be_bytes(*id) & i32::MAX | 1 << 30, key[..length].to_vec())
 }
 
 /// What `replication` asks for; `None`: nothing.
@@ -170,13 +168,12 @@ async fn begin(
         config.auth.users.get(&login.user).and_then(|u| u.pool_mode).unwrap_or(config.pool.mode)
     };
     let pools = pools(shard, &login, mode, config);
-    let mut key = vec![0; if login.minor >= 2 { 32 } else { 4 }];
-    let mut process_id = random_key(&mut key);
-    let waiting = ClientShared::new(login.id, &login, mode, process_id);
-    let home = match home(shard, &pools[0], &waiting, mode).await {
+    let (mut process_id, mut key) = random_key(if login.minor >= 2 { 32 } else { 4 });
+    let seen = ClientShared::new(login.id, &login, mode, process_id);
+    let home = match home(shard, &pools[0], &seen, mode).await {
         Ok(home) => home,
         Err(refused) => {
-            let mut conn = greeted(login.stream, login.greeting, b"");
+            let mut conn = greeted(login.stream, login.greeting);
             match &refused {
                 Refused::Server(frame) if is_well_formed(frame) => conn.output.extend_from_slice(frame),
                 Refused::Server(_) | Refused::Unreachable(_) | Refused::Timeout | Refused::Cancelled => {
@@ -191,11 +188,12 @@ async fn begin(
         // In session pooling the client talks to one server process, and is told which.
         process_id = server.process_id;
         key = server.key.to_vec();
+        seen.process_id.set(process_id);
     }
-    let seen = ClientShared::new(login.id, &login, mode, process_id);
     shard.clients.borrow_mut().insert(login.id, Rc::clone(&seen));
     shard.global.register_cancel(process_id, &key, shard.index, login.id);
-    let mut conn = greeted(login.stream, login.greeting, &login.rest);
+    let mut conn = Conn::new(login.stream, login.rest.as_slice().into());
+    append(&login.greeting, &mut conn.output, &shard.buffers);
     let welcome: Rc<[(String, String)]> = match &home {
         Some(server) => server.parameters.as_slice().into(),
         None => pools[0].welcome.borrow().clone().unwrap_or_default(),
@@ -303,7 +301,12 @@ async fn home(
     }
     let config = Arc::clone(&shard.current().config);
     let limits = Shard::pool_limits(&pool.key.user, &config);
-    let server = shard.checkout(pool, limits, config.timeouts.query_wait, waiting).await?;
+    // The sweeper does not know it yet.
+    let taken = shard.checkout(pool, limits, None, waiting);
+    let server = match config.timeouts.query_wait {
+        Some(wait) => tokio::time::timeout(wait, taken).await.unwrap_or(Err(Refused::Timeout))?,
+        None => taken.await?,
+    };
     if mode == PoolMode::Session {
         return Ok(Some(server));
     }

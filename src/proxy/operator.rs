@@ -1,6 +1,6 @@
 //! What the console and the metrics read from the data threads, and ask of them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     global::Global,
@@ -96,7 +96,7 @@ impl Operator for Console {
             let rows = clients.values().map(|c| ClientRow {
                 id: c.id,
                 user: c.user.to_string(),
-                peer: c.peer.clone(),
+                peer: c.peer.to_string(),
                 application_name: c.application_name.clone(),
                 state: match (c.activity.get(), c.status.get()) {
                     (Activity::Waiting, _) => "waiting",
@@ -109,7 +109,7 @@ impl Operator for Console {
                 side: c.side.get().or_else(|| c.running.borrow().as_ref().map(|r| r.side)),
                 transaction_age_ms: c.transaction_since.get().map(|t| t.elapsed().as_secs_f64() * 1e3),
                 pinned: c.pinned.get().map(|p| p.name().to_owned()),
-                process_id: c.process_id,
+                process_id: c.process_id.get(),
                 tls: c.tls,
                 pool_mode: Some(c.mode),
             });
@@ -183,10 +183,30 @@ impl Operator for Console {
     }
 
     async fn pause(&self, side: Option<Side>) -> Result<(), String> {
-        for side in Side::BOTH.into_iter().filter(|s| side.is_none_or(|only| only == *s)) {
-            self.global.pause(side, true);
+        let wanted: Vec<Side> =
+            Side::BOTH.into_iter().filter(|s| side.is_none_or(|only| only == *s)).collect();
+        let mut undo = Unpause { global: &self.global, sides: Vec::new() };
+        for &side in &wanted {
+            if !self.global.is_paused(side) {
+                undo.sides.push(side);
+                self.global.pause(side, true);
+            }
         }
-        Ok(())
+        loop {
+            let sides = wanted.clone();
+            let busy = self.global.on_every_shard(move |shard| {
+                shard.clients.borrow().values().any(|c| sides.iter().any(|&side| c.occupies(side)))
+            });
+            let busy = busy.await.contains(&true);
+            if wanted.iter().any(|&side| !self.global.is_paused(side)) {
+                return Err("it was ended by RESUME before all transactions had ended".to_owned());
+            }
+            if !busy {
+                undo.sides.clear();
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn resume(&self, side: Option<Side>) -> Result<(), String> {
@@ -207,6 +227,23 @@ impl Operator for Console {
         found.await.contains(&true)
     }
 }
+
+/// A PAUSE that nobody waits for any more is undone.
+struct Unpause<'a> {
+    global: &'a Global,
+    sides: Vec<Side>,
+}
+
+impl Drop for Unpause<'_> {
+    fn drop(&mut self) {
+        for &side in &self.sides {
+            self.global.pause(side, false);
+        }
+    }
+}
+
+/// How long a PAUSE waits before it looks again for transactions.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Sets the gauges that mirror the state of this moment.
 pub(super) async fn collect(global: Arc<Global>) {

@@ -37,8 +37,9 @@ use crate::{
         file::Mistake,
         reload::{self, Live, Observer, Why},
     },
-    frontend::{self, listener, tls::ServerTls},
+    frontend::{self, Peer, listener, tls::ServerTls},
     report::{log, metrics::Metrics},
+    wire::stream::Stream,
 };
 
 /// Why crossfade could not start.
@@ -203,12 +204,12 @@ async fn thread_main(
     let sweeper = tokio::task::spawn_local(Rc::clone(&shard).sweep());
     while let Some(message) = inbox.recv().await {
         match message {
-            Message::Accept(accepted) => {
-                let (shard, counted) = (Rc::clone(&shard), Counted(Arc::clone(&clients)));
-                tokio::task::spawn_local(async move {
-                    login::serve(shard, accepted).await;
-                    drop(counted);
-                });
+            Message::Accept(socket, peer) => {
+                let counted = Counted(Arc::clone(&clients));
+                match socket.attach() {
+                    Ok(stream) => begin(&shard, stream, peer, counted),
+                    Err(error) => tracing::debug!(%peer, %error, "the connection ended before it began"),
+                }
             }
             Message::Run(f) => f(&shard),
             Message::End => break,
@@ -223,6 +224,14 @@ async fn thread_main(
         }
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), closed).await;
+}
+
+fn begin(shard: &Rc<Shard>, stream: Stream, peer: Peer, counted: Counted) {
+    let shard = Rc::clone(shard);
+    tokio::task::spawn_local(async move {
+        login::serve(shard, stream, peer).await;
+        drop(counted);
+    });
 }
 
 /// One client of a thread, from accept to the end; the count was raised by the acceptor.
@@ -241,12 +250,16 @@ fn accept(
 ) -> tokio::task::JoinHandle<()> {
     let threads = Arc::clone(threads);
     tokio::task::spawn_local(async move {
-        let hand_over = |accepted| {
+        if let [only] = &threads[..] {
+            return accept_there(listener, stopping, only).await;
+        }
+        let hand_over = |stream: Stream, peer| {
             // SO_REUSEPORT can put six of eight clients on one thread: the emptiest one is chosen instead.
             let least = threads.iter().min_by_key(|(_, n)| n.load(Ordering::Relaxed));
             let (sender, clients) = least.expect("there is a thread");
             clients.fetch_add(1, Ordering::Relaxed);
-            if sender.try_send(Message::Accept(accepted)).is_err() {
+            let sent = stream.detach().is_ok_and(|s| sender.try_send(Message::Accept(s, peer)).is_ok());
+            if !sent {
                 clients.fetch_sub(1, Ordering::Relaxed);
                 tracing::warn!("a connection was closed: its thread does not keep up");
             }
@@ -255,6 +268,32 @@ fn accept(
             tracing::error!(%error, "a listener ended");
         }
     })
+}
+
+/// The only data thread accepts by itself: a connection that changes threads costs a wake-up and four system calls.
+async fn accept_there(
+    listener: listener::Listener,
+    stopping: watch::Receiver<bool>,
+    (sender, clients): &(mpsc::Sender<Message>, Arc<AtomicUsize>),
+) {
+    let clients = Arc::clone(clients);
+    let (end, over) = tokio::sync::oneshot::channel::<()>();
+    let errand = move |shard: &Rc<Shard>| {
+        let shard = Rc::clone(shard);
+        tokio::task::spawn_local(async move {
+            let serve = |stream, peer| {
+                clients.fetch_add(1, Ordering::Relaxed);
+                begin(&shard, stream, peer, Counted(Arc::clone(&clients)));
+            };
+            if let Err(error) = listener::serve(listener, stopping, serve).await {
+                tracing::error!(%error, "a listener ended");
+            }
+            drop(end);
+        });
+    };
+    if sender.send(Message::Run(Box::new(errand))).await.is_ok() {
+        let _ = over.await;
+    }
 }
 
 /// A published configuration reaches what is not read from it at each use.

@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     future::poll_fn,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering},
@@ -11,6 +10,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use hashbrown::HashMap;
 use tokio::sync::oneshot;
 
 use super::{
@@ -331,7 +331,9 @@ impl Shard {
             self.hot.borrow().pool_wait(side, began.elapsed());
             self.stats(&client.user, side).wait(began.elapsed());
             let mut server = taken?;
-            if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
+            if self.global.is_paused(side) {
+                pool.put(server, began); // while it waited
+            } else if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.buffers))).await {
                 return Ok(server);
             }
         }
@@ -473,9 +475,8 @@ impl Shard {
         loop {
             ticks.tick().await;
             let now = Instant::now();
-            for client in self.clients.borrow().values() {
-                client.check_deadline(now);
-            }
+            self.clients.borrow().values().for_each(|client| client.check_deadline(now));
+            self.pools.borrow().values().for_each(|pool| pool.look_again());
             count = count.wrapping_add(1);
             if count.is_multiple_of(SWEEPS_PER_LOOK) {
                 let current = self.current();

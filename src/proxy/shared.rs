@@ -8,7 +8,8 @@ use std::{
 };
 
 use crate::{
-    Side, backend::server::CancelGate, config::PoolMode, session::transaction::Status, statement::Pin,
+    Side, backend::server::CancelGate, config::PoolMode, frontend::Peer, session::transaction::Status,
+    statement::Pin,
 };
 
 /// One client, as others see it.
@@ -18,8 +19,8 @@ pub(super) struct ClientShared {
     pub(super) id: u64,
     /// Role name.
     pub(super) user: Rc<str>,
-    /// `address:port` or `unix`.
-    pub(super) peer: String,
+    /// Where it is.
+    pub(super) peer: Peer,
     /// From the start-up message.
     pub(super) application_name: String,
     /// Session or transaction pooling.
@@ -27,7 +28,7 @@ pub(super) struct ClientShared {
     /// Is the connection encrypted?
     pub(super) tls: bool,
     /// Process id it was told.
-    pub(super) process_id: i32,
+    pub(super) process_id: Cell<i32>,
     /// What it is doing.
     pub(super) activity: Cell<Activity>,
     /// Transaction status as it was told last.
@@ -107,11 +108,11 @@ impl ClientShared {
         Rc::new(Self {
             id,
             user: login.user.as_str().into(),
-            peer: login.peer.clone(),
+            peer: login.peer,
             application_name: application_name.map(|(_, v)| v.clone()).unwrap_or_default(),
             mode,
             tls: login.stream.is_tls(),
-            process_id,
+            process_id: Cell::new(process_id),
             activity: Cell::new(Activity::Idle),
             status: Cell::default(),
             side: Cell::default(),
@@ -133,6 +134,15 @@ impl ClientShared {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Does it run a transaction on `side`, or may it be about to?
+    pub(super) fn occupies(&self, side: Side) -> bool {
+        let at_work = match &*self.running.borrow() {
+            Some(running) => running.side == side,
+            None => self.activity.get() == Activity::Active, // on its way to a server, or from one
+        };
+        at_work || self.side.get() == Some(side)
     }
 
     /// What it was told, if anything. It will be woken in either case: whoever lets a signal stand (a drain inside a

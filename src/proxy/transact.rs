@@ -130,10 +130,13 @@ impl Client {
         let policy = &self.current.config.policy;
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
         let copies = self.copies_nested_oids(survey);
-        let state = TransactionState {
+        let mut state = TransactionState {
             holds: survey.portal || footprint.opens_cursor || !complete || copies,
             ..self.state(complete && !copies)
         };
+        if let Some(block) = &mut state.block {
+            block.pinned |= survey.older_portal;
+        }
         let (side, reason, moves) = match route::decide(&footprint, policy, &state, self.txn.ticket) {
             Decision::Run(side, reason) => (side, reason, false),
             Decision::Move(side, reason) => (side, reason, self.txn.side.is_some_and(|now| now != side)),

@@ -35,6 +35,8 @@ pub enum Expect {
     HiddenBind,
     /// See [`Expect::HiddenBind`].
     HiddenExecute,
+    /// See [`Expect::HiddenBind`].
+    HiddenClosePortal,
     /// The server is not asked: ParseComplete is answered when its turn comes.
     OwnParseComplete,
     /// As above for CloseComplete.
@@ -123,6 +125,7 @@ impl Pipeline {
             | Expect::HiddenClose
             | Expect::HiddenBind
             | Expect::HiddenExecute
+            | Expect::HiddenClosePortal
             | Expect::HiddenDescribe
             | Expect::OwnParseComplete
             | Expect::OwnCloseComplete => self.open = true,
@@ -195,6 +198,7 @@ impl Pipeline {
                     | Expect::HiddenClose
                     | Expect::HiddenBind
                     | Expect::HiddenExecute
+                    | Expect::HiddenClosePortal
             )
         );
         match message {
@@ -322,7 +326,8 @@ mod tests {
         check(&[Bind, Execute], b"E", "E", 2, false);
         check(&[Bind, Execute], b"2C", "2C", 0, false);
         check(&[HiddenClose, parse, Sync], b"31Z", "1Z", 0, true);
-        check(&[HiddenParse, HiddenBind, HiddenExecute, Bind, Execute, Sync], b"12C2CZ", "2CZ", 0, true);
+        let replayed = [HiddenParse, HiddenBind, HiddenExecute, HiddenClosePortal, Bind, Execute, Sync];
+        check(&replayed, b"12C32CZ", "2CZ", 0, true);
         check(&[Query], b"TDEZ", "TDEZ", 0, true);
         check(&[Query], b"TDE", "TDE", 0, false);
         check(&[Bind, Execute, Bind, Execute, Sync], b"2C2EZ", "2C2EZ", 1, true);

@@ -17,6 +17,9 @@ pub const PREFIX: &str = "cf_";
 /// Number of a statement that no client made: it is closed before the name is used.
 pub const NOBODYS: u64 = u64::MAX;
 
+/// The portal in which an SQL-level PREPARE is repeated.
+const PORTAL: &[u8] = b"cf_prepare\0";
+
 /// How statements are called on a server connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Naming {
@@ -72,10 +75,13 @@ impl<P> Prepared<P> {
         known.set(b"", Some(NOBODYS));
         known.set(name, Some(self.number));
         frame::put_parse(out, b"", &renamed(&self.sql, span, name), &[0, 0]);
-        frame::put(out, b'B', |b| b.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0]));
-        frame::put(out, b'E', |b| b.extend_from_slice(&[0, 0, 0, 0, 0]));
+        // A portal of ours: the client may have bound the unnamed one in the same batch.
+        for (tag, head, tail) in [(b'B', &b""[..], &[0; 7][..]), (b'E', b"", &[0; 4]), (b'C', b"P", b"")] {
+            frame::put(out, tag, |b| [head, PORTAL, tail].iter().for_each(|part| b.extend_from_slice(part)));
+        }
         pipeline.sent(Expect::HiddenBind);
         pipeline.sent(Expect::HiddenExecute);
+        pipeline.sent(Expect::HiddenClosePortal);
     }
 }
 

@@ -132,11 +132,19 @@ pub fn shift(from: &mut BytesMut, n: usize, to: &mut BytesMut, buffers: &Buffers
         }
         return;
     }
-    to.extend_from_slice(&from[..n]);
+    append(&from[..n], to, buffers);
     from.advance(n);
     if from.is_empty() {
         buffers.give(from);
     }
+}
+
+/// Copies `bytes` behind `to`, into a free buffer when it has none.
+pub fn append(bytes: &[u8], to: &mut BytesMut, buffers: &Buffers) {
+    if to.capacity() == 0 {
+        *to = buffers.take(false);
+    }
+    to.extend_from_slice(bytes);
 }
 
 /// Buffer of a quiet connection.

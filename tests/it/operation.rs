@@ -24,7 +24,7 @@ fn cell(rows: &Rows, key: (usize, &str), column: usize) -> Option<String> {
     rows.iter().find(|row| row[key.0].as_deref() == Some(key.1))?[column].clone()
 }
 
-/// PAUSE lets transactions end and holds new ones back, in both kinds of pooling; RESUME lets them go on.
+/// PAUSE lets transactions end, waits for them and holds new ones back, in both kinds of pooling; RESUME lets them go on.
 #[test]
 fn pause_and_resume() {
     needs_proxy!();
@@ -40,14 +40,17 @@ fn pause_and_resume() {
         let (mut inside, mut outside) = (proxy.client("alice"), proxy.client("alice"));
         inside.run("BEGIN; INSERT INTO users VALUES (1, 'x')");
         outside.run("SELECT count(*) FROM documents");
-        console.query("PAUSE source").expect("paused");
+        console.send(&frames::query("PAUSE source"));
+        assert_eq!(console.next(Duration::from_millis(200)), Next::Quiet, "it waits for the transaction");
         assert_eq!(outside.run("SELECT count(*) FROM documents").as_deref(), Some("0"), "the target goes on");
         outside.send(&frames::query("SELECT count(*) FROM users"));
         assert_eq!(outside.next(Duration::from_millis(200)), Next::Quiet, "pooling {transaction:?}");
         assert_eq!(inside.run("SELECT count(*) FROM users").as_deref(), Some("1"), "a transaction goes on");
         inside.run("ROLLBACK");
+        console.until_ready(1).expect("paused");
         inside.send(&frames::query("BEGIN; SELECT 1; COMMIT"));
         assert_eq!(inside.next(Duration::from_millis(200)), Next::Quiet);
+        console.query("PAUSE").expect("who waits is not waited for");
         // Who waits can be told to go.
         let rows = console.query("SHOW CLIENTS").expect("clients");
         let waiting = rows.iter().filter(|r| r.contains(&Some("waiting".to_owned()))).count();
@@ -56,6 +59,66 @@ fn pause_and_resume() {
         outside.until_ready(1).expect("served");
         inside.until_ready(1).expect("served");
     }
+}
+
+/// A PAUSE that waits ends with a RESUME from elsewhere, and with its own client: then it is undone.
+#[test]
+fn pause_that_is_given_up() {
+    needs_proxy!();
+    database("op_pause_end");
+    let proxy = Settings::new("op_pause_end").transaction(3).start();
+    let (mut console, mut other) = (proxy.console("alice").expect("an admin"), proxy.client("alice"));
+    let mut inside = proxy.client("alice");
+    let paused = |console: &mut Wire, wanted: &str| {
+        wait_for("the pools to be shown so", || {
+            let rows = console.query("SHOW POOLS").expect("pools");
+            rows.iter().all(|row| row.last() == Some(&Some(wanted.to_owned())))
+        });
+    };
+    inside.run("BEGIN; INSERT INTO users VALUES (1, 'x')");
+    let mut waits = proxy.console("alice").expect("an admin");
+    waits.send(&frames::query("PAUSE"));
+    paused(&mut console, "t");
+    console.query("RESUME").expect("resumed");
+    let refused = waits.until_ready(1).expect("an answer");
+    assert!(refused.iter().any(|f| f.kind == b'E' && f.full().contains("RESUME")), "{refused:?}");
+    other.run("SELECT 1");
+    waits.send(&frames::query("PAUSE"));
+    paused(&mut console, "t");
+    drop(waits);
+    paused(&mut console, "f");
+    other.run("SELECT 1");
+    // What another one has paused stays so.
+    inside.run("COMMIT");
+    console.query("PAUSE").expect("paused");
+    inside.send(&frames::query("SELECT 1"));
+    proxy.console("alice").expect("an admin").query("PAUSE source").expect("nothing runs");
+    paused(&mut console, "t");
+    console.query("RESUME").expect("resumed");
+    inside.until_ready(1).expect("served");
+}
+
+/// Waiters of a full pool are held back as well when their turn comes.
+#[test]
+fn pause_holds_the_queue() {
+    needs_proxy!();
+    database("op_pause_queue");
+    let proxy = Settings::new("op_pause_queue").transaction(1).start();
+    let mut console = proxy.console("alice").expect("an admin");
+    let (mut first, mut second) = (proxy.client("alice"), proxy.client("alice"));
+    first.run("BEGIN");
+    second.send(&frames::query("BEGIN"));
+    wait_for("the second client to wait", || {
+        let rows = console.query("SHOW CLIENTS").expect("clients");
+        rows.iter().any(|r| r.contains(&Some("waiting".to_owned())))
+    });
+    console.send(&frames::query("PAUSE"));
+    assert_eq!(console.next(Duration::from_millis(200)), Next::Quiet, "it waits for the transaction");
+    first.run("COMMIT");
+    console.until_ready(1).expect("paused");
+    assert_eq!(second.next(Duration::from_millis(200)), Next::Quiet, "nothing new is begun");
+    console.query("RESUME").expect("resumed");
+    second.until_ready(1).expect("served");
 }
 
 /// KILL ends a client whatever it does: idle, in a transaction, at work, waiting.

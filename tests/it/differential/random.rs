@@ -197,7 +197,9 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool, 
             continue;
         }
         let seen = run(proxy.port, &proxy.login("alice").tls(way.tls).cut(way.cut), &bytes, &mut admin);
-        if !equal(&oracle, &seen) {
+        // What is refused because the block cannot move says so, and is documented.
+        let refused = reads > 0 && seen.short.iter().any(|t| t == "E(0A000)");
+        if !refused && !equal(&oracle, &seen) {
             let again = format!(
                 "CROSSFADE_SEED={} CROSSFADE_ROUNDS=1, sent {}",
                 start.wrapping_add(round),
