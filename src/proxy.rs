@@ -1,5 +1,6 @@
 //! Drives one client connection through the flow, and everything that runs beside it.
 
+mod cancel;
 mod checkout;
 mod client;
 mod count;

@@ -203,13 +203,14 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let tables = [table(5, &["a"])];
-        let find = |n| tables.iter().find(|t| t.meta.number == n);
-        let bad = |c| {
-            let set = set(&[c]);
-            batch(&set, find, Order::Plain).map(|_| ()).unwrap_err()
-        };
-        assert_eq!(bad((8, "I", Some("1"), Some("(1,2)"))), Unfit::Table(8));
-        assert_eq!(bad((5, "I", Some("1"), Some("(1,2,3)"))), Unfit::Row(5));
-        assert_eq!(bad((5, "I", Some("1"), Some("1"))), Unfit::Row(5));
+        for (change, expected) in [
+            ((8, "I", Some("1"), Some("(1,2)")), Unfit::Table(8)),
+            ((5, "I", Some("1"), Some("(1,2,3)")), Unfit::Row(5)),
+            ((5, "I", Some("1"), Some("1")), Unfit::Row(5)),
+        ] {
+            let set = set(&[change]);
+            let find = |n| tables.iter().find(|t| t.meta.number == n);
+            assert_eq!(batch(&set, find, Order::Plain).map(|_| ()), Err(expected));
+        }
     }
 }

@@ -73,12 +73,11 @@ impl Error {
         match self.sqlstate() {
             None if matches!(self, Error::Cut) => "cut",
             _ if self.is_fatal() => "connection",
-            None => "refused",
             Some(_) if self.is_busy() => "busy",
             Some("23505" | "23P01") => "unique",
             Some("23503") => "foreign_key",
             Some(code) if code.starts_with("42") || code.starts_with("3F") => "schema",
-            Some(_) => "refused",
+            Some(_) | None => "refused",
         }
     }
 }

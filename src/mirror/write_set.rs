@@ -76,6 +76,7 @@ fn number<N: std::str::FromStr>(text: Option<&Bytes>) -> Option<N> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "as `values` gives it")]
     fn row(values: [Option<&'static str>; 4]) -> Option<Vec<Option<Bytes>>> {
         Some(values.map(|v| v.map(|v| Bytes::from_static(v.as_bytes()))).to_vec())
     }

@@ -11,7 +11,6 @@ use std::{
 
 use bytes::BytesMut;
 use hashbrown::HashMap;
-use tokio::sync::oneshot;
 
 use super::{
     client::Statement,
@@ -20,13 +19,12 @@ use super::{
     host::{Closing, PoolHost, patiently},
     mirror,
     plans::{Entry, PlanLimits, Plans, SearchContext},
-    shared::{ClientShared, Running, Signal},
+    shared::ClientShared,
     stats::Stats,
 };
 use crate::{
     Side,
     backend::{
-        self,
         budget::Permit,
         login,
         pool::{Pool, PoolKey, PoolLimits, Refused},
@@ -62,9 +60,9 @@ pub(super) struct Shard {
     pub(super) stats: RefCell<StatsByUser>,
     /// Messages that take the place of a client's while they are written.
     pub(super) scratch: Cell<BytesMut>,
-    apply_pools: RefCell<[Option<Rc<Pool>>; 2]>,
+    pub(super) apply_pools: RefCell<[Option<Rc<Pool>>; 2]>,
     interned: RefCell<Interned>,
-    current: RefCell<Rc<Current>>,
+    pub(super) current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
     chance: Cell<u64>,
 }
@@ -181,27 +179,6 @@ impl Shard {
         let host = Rc::new(PoolHost(Rc::downgrade(self)));
         let pool = Pool::new(key.clone(), credentials, share, host);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
-        pool
-    }
-
-    /// The pool of connections that apply rows on `side`.
-    pub(super) fn apply_pool(self: &Rc<Self>, side: Side, config: &Config) -> Rc<Pool> {
-        if let Some(pool) = &self.apply_pools.borrow()[side.index()]
-            && *pool.key.user == *config.backends[side.index()].control_user
-        {
-            return Rc::clone(pool);
-        }
-        let backend = &config.backends[side.index()];
-        let key = PoolKey {
-            side,
-            user: backend.control_user.as_str().into(),
-            database: backend.database.as_str().into(),
-            parameters: Rc::new([("application_name".to_owned(), "crossfade apply".to_owned())]),
-            minor: 0,
-            applies: true,
-        };
-        let pool = self.pool(key, Credentials::Secret(backend.control_secret.clone()));
-        self.apply_pools.borrow_mut()[side.index()] = Some(Rc::clone(&pool));
         pool
     }
 
@@ -398,45 +375,6 @@ impl Shard {
     /// Connections that are being closed.
     pub(super) fn closing(&self) -> usize {
         self.closing.get()
-    }
-
-    /// Asks the server to cancel what it runs.
-    pub(super) fn send_cancel(&self, running: Running) {
-        self.cancel_then(running, None);
-    }
-
-    fn cancel_then(&self, running: Running, done: Option<oneshot::Sender<()>>) {
-        let config = Arc::clone(&self.current.borrow().config);
-        let tls = self.global.backend_tls(running.side);
-        running.gate.enter();
-        tokio::task::spawn_local(async move {
-            let backend = &config.backends[running.side.index()];
-            let timeouts = &config.timeouts;
-            let sent = backend::connection::cancel(
-                backend,
-                &tls,
-                (running.process_id, &running.key),
-                timeouts,
-                timeouts.cancel_wait,
-            )
-            .await;
-            if let Err(error) = sent {
-                tracing::debug!(side = %running.side, %error, "a cancel request did not get through");
-            }
-            running.gate.leave();
-            drop(done);
-        });
-    }
-
-    /// A cancel request for a client of this thread. `done` is dropped when it is over.
-    pub(super) fn cancel(&self, client: u64, done: oneshot::Sender<()>) {
-        let Some(client) = self.clients.borrow().get(&client).cloned() else { return };
-        let running = client.running.borrow().clone();
-        match running {
-            Some(running) => self.cancel_then(running, Some(done)),
-            None if client.activity.get() == super::shared::Activity::Waiting => client.tell(Signal::Cancel),
-            None => {}
-        }
     }
 
     pub(super) fn is_draining(&self) -> bool {

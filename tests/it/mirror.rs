@@ -32,7 +32,7 @@ fn start_between(
         cluster.admin(name).run(schema);
     }
     let mut settings = Settings::new(name).backends(source, target);
-    settings.tables = "\"public.documents\", \"public.t*\"".to_owned();
+    settings.tables += ", \"public.t*\"";
     change(&mut settings);
     settings.start()
 }

@@ -138,9 +138,8 @@ impl Shipment<'_> {
             .collect();
         let depth = (PIPELINE_BYTES / (*self.widest).max(1)).clamp(1, DEPTH);
         let images = self.lead.images(&calls, depth, most_bytes).await;
-        let images = images.map_err(|(at, error)| match error.is_fatal() {
-            true => Trouble::Fatal(error),
-            false => Trouble::Key(which[at], error, None),
+        let images = images.map_err(|(at, error)| {
+            if error.is_fatal() { Trouble::Fatal(error) } else { Trouble::Key(which[at], error, None) }
         })?;
         let widest = images.iter().flatten().map(Vec::len).max().unwrap_or(0);
         *self.widest = widest.max(*self.widest / 2);
@@ -202,9 +201,12 @@ impl Shipment<'_> {
                 owners.push(n);
             }
         }
-        let hits = self.follower.all(&calls).await.map_err(|(at, error)| match error.is_fatal() {
-            true => Trouble::Fatal(error),
-            false => Trouble::Key(which[owners[at]], error, images[which[owners[at]]].clone()),
+        let hits = self.follower.all(&calls).await.map_err(|(at, error)| {
+            if error.is_fatal() {
+                Trouble::Fatal(error)
+            } else {
+                Trouble::Key(which[owners[at]], error, images[which[owners[at]]].clone())
+            }
         })?;
         let mut counts = vec![0; which.len()];
         for (owner, hit) in owners.into_iter().zip(hits).skip(aside.len()) {

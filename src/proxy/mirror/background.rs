@@ -39,15 +39,16 @@ pub(in crate::proxy) async fn ready(global: &Global) {
     let known = |side: Side| {
         state.identity[side.index()].load().is_some() && state.tokens[side.index()].load().is_some()
     };
+    let unknown = || !Side::BOTH.into_iter().all(known) || state.installed.load().repositories.is_empty();
     let all = async {
-        while mirrors(&global.live.get())
-            && !(Side::BOTH.into_iter().all(known) && !state.installed.load().repositories.is_empty())
-        {
+        while mirrors(&global.live.get()) && unknown() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     if tokio::time::timeout(READY, all).await.is_err() {
-        tracing::warn!("mirrored repositories: not all is known of both sides yet; is crossfade mirror install done?");
+        tracing::warn!(
+            "mirrored repositories: not all is known of both sides yet; is crossfade mirror install done?"
+        );
     }
 }
 

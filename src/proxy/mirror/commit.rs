@@ -200,15 +200,14 @@ impl Client {
         if flight.sqlstate.is_some() {
             return Ok(()); // the client has heard of it
         }
-        let reply = match reply {
-            Some(reply) => reply,
-            None => {
-                self.shard.count_trip(lead.side);
-                let script = self.ask_write_set(repositories, lead);
-                let reply = lead.reply(&self.shard.buffers).await?;
-                script.answered(lead, &reply);
-                reply
-            }
+        let reply = if let Some(reply) = reply {
+            reply
+        } else {
+            self.shard.count_trip(lead.side);
+            let script = self.ask_write_set(repositories, lead);
+            let reply = lead.reply(&self.shard.buffers).await?;
+            script.answered(lead, &reply);
+            reply
         };
         let shipped = self.ship(lead, repositories, reply).await?;
         let mut script = Script::default();

@@ -54,6 +54,14 @@ impl Client {
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
         Ok(match self.txn.status {
             Status::Failed => Duty::Nothing,
+            // What follows in the batch may end the transaction: its rows are left to the repairer.
+            _ if !complete => {
+                if self.txn.captured == 0 {
+                    Duty::Nothing
+                } else {
+                    Duty::Spill
+                }
+            }
             Status::Idle if mirrored == 0 => Duty::Nothing,
             Status::Idle => {
                 let wraps =
@@ -66,7 +74,7 @@ impl Client {
                     all.next().map(|s| &s.kind),
                     Some(Kind::Transaction(Control::Commit { chain: false }))
                 ) && all.next().is_none();
-                if self.txn.captured != 0 && lone && complete {
+                if self.txn.captured != 0 && lone {
                     Duty::Commit
                 } else if self.txn.captured != 0 && statements().any(ends_the_block) {
                     Duty::Spill

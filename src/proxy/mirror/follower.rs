@@ -7,11 +7,12 @@ use crate::{
     Side,
     admin::http::BackendState,
     backend::{
-        pool::{PoolLimits, Refused},
+        pool::{Pool, PoolKey, PoolLimits, Refused},
         script::{Own, Reply, Script},
         server::{QueryError, Server},
     },
-    config::Mirror,
+    config::{Config, Mirror},
+    frontend::startup::Credentials,
     mirror::{
         batch::{Call, Order, batch, has_whole_rows},
         write_set::WriteSet,
@@ -160,7 +161,9 @@ impl Client {
             let xid = work.set.xid.as_deref().unwrap_or_default();
             script.call(server, own::APPLIED, &[Some(work.lead.name().as_bytes()), Some(xid.as_bytes())]);
         }
-        calls.iter().for_each(|call| put(&mut script, server, call));
+        for call in calls {
+            put(&mut script, server, call);
+        }
         let must_hit = calls.iter().any(|c| c.must_hit);
         let at_once = work.gid.is_some() && !must_hit;
         if at_once {
@@ -209,7 +212,9 @@ impl Client {
             }
             tokio::time::sleep(wait).await;
             let mut script = Script::default();
-            missed.iter().for_each(|call| put(&mut script, server, call));
+            for call in &missed {
+                put(&mut script, server, call);
+            }
             let reply = self.answer(script, server).await?;
             if let Some(error) = reply.error {
                 return Ok(Err(error));
@@ -296,7 +301,7 @@ impl Pending {
         let word = if committed { "COMMIT" } else { "ROLLBACK" };
         match &self.gid {
             Some(gid) => {
-                script.once(&mut self.server, &format!("{word} PREPARED {}", frame::quote_literal(gid)))
+                script.once(&mut self.server, &format!("{word} PREPARED {}", frame::quote_literal(gid)));
             }
             None if committed => script.call(&mut self.server, own::COMMIT, &[]),
             None => script.call(&mut self.server, own::ROLLBACK, &[]),
@@ -307,6 +312,29 @@ impl Pending {
         let tag = reply.tags.last().is_some_and(|tag| tag.starts_with(word.as_bytes()));
         // Whoever recovers may have been quicker: then it is not there any more.
         Ok(reply.error.is_none() && tag || reply.sqlstate() == Some(b"42704"))
+    }
+}
+
+impl Shard {
+    /// The pool of connections that apply rows on `side`.
+    fn apply_pool(self: &Rc<Self>, side: Side, config: &Config) -> Rc<Pool> {
+        if let Some(pool) = &self.apply_pools.borrow()[side.index()]
+            && *pool.key.user == *config.backends[side.index()].control_user
+        {
+            return Rc::clone(pool);
+        }
+        let backend = &config.backends[side.index()];
+        let key = PoolKey {
+            side,
+            user: backend.control_user.as_str().into(),
+            database: backend.database.as_str().into(),
+            parameters: Rc::new([("application_name".to_owned(), "crossfade apply".to_owned())]),
+            minor: 0,
+            applies: true,
+        };
+        let pool = self.pool(key, Credentials::Secret(backend.control_secret.clone()));
+        self.apply_pools.borrow_mut()[side.index()] = Some(Rc::clone(&pool));
+        pool
     }
 }
 

@@ -30,10 +30,9 @@ impl Client {
         let lost = |why: String| SendError::Broken(Broken::Server(why));
         if duty == Duty::Spill {
             match self.spill(server).await {
-                Ok(()) => {}
                 Err(Stopped::Lost(why)) => return Err(lost(why)),
-                // The block has failed: the unit will hear it.
-                Err(Stopped::Server(_) | Stopped::Error(_)) => {}
+                // When the block has failed the unit will hear it.
+                Ok(()) | Err(Stopped::Server(_) | Stopped::Error(_)) => {}
             }
             return self.send_and_exchange(unit, length, survey, server, flight).await;
         }
@@ -176,7 +175,12 @@ impl Client {
             Stopped::Server(error) => said.extend_from_slice(&error),
             Stopped::Error(error) => {
                 let (sqlstate, message) = (error.sqlstate, &error.message);
-                tracing::info!(client = self.id(), sqlstate, message, "a transaction was refused at its COMMIT");
+                tracing::info!(
+                    client = self.id(),
+                    sqlstate,
+                    message,
+                    "a transaction was refused at its COMMIT"
+                );
                 error.encode(self.id(), &mut said);
             }
         }

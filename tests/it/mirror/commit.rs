@@ -16,6 +16,8 @@ fn round_trips() {
         let trips = || proxy.metric("crossfade_mirror_round_trips_total", &["lead=\"source\""]);
         let shipped =
             || proxy.metric("crossfade_mirror_transactions_total", &["lead=\"source\"", "outcome=\"both\""]);
+        // The client hears of it before the follower's end.
+        wait_for("the first", || (shipped() - 1.0).abs() < 0.5);
         let before = (trips(), shipped());
         for i in 1..=10 {
             client.run(&format!("INSERT INTO t VALUES ({i}, 'x')"));

@@ -98,12 +98,6 @@ impl Settings {
         self
     }
 
-    /// The same with all repositories mirrored in this mode.
-    pub(crate) fn mirrored(mut self, mode: &str) -> Self {
-        self.mirror = format!("mirror = {mode:?}");
-        self
-    }
-
     /// The same with TLS towards clients.
     pub(crate) fn tls(mut self, mode: &str) -> Self {
         let (certificate, key) = authority().server();
