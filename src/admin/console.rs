@@ -9,7 +9,8 @@ use std::future::Future;
 use super::{
     console_parse::words_of,
     console_rows::{
-        Cell, ClientRow, Column, ConfigRow, PoolRow, RepositoryRow, ServerRow, StatsRow, ToCells, columns,
+        Cell, ClientRow, Column, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow,
+        StatsRow, ToCells, columns,
     },
 };
 use crate::{Side, error::ClientError};
@@ -30,6 +31,10 @@ pub trait Operator {
     fn stats(&self) -> impl Future<Output = Vec<StatsRow>>;
     /// SHOW CONFIG; secrets are masked here already.
     fn config(&self) -> impl Future<Output = Vec<ConfigRow>>;
+    /// SHOW JOURNAL
+    fn journal(&self) -> impl Future<Output = Vec<JournalRow>>;
+    /// `SHOW IN_DOUBT`
+    fn in_doubt(&self) -> impl Future<Output = Vec<InDoubtRow>>;
     /// RELOAD: a sentence on what changed, or every mistake of the file.
     fn reload(&self) -> impl Future<Output = Result<String, Vec<String>>>;
     /// PAUSE one backend, or both: no new work is sent there. Done when what ran there has ended; dropped before, it
@@ -96,6 +101,10 @@ pub enum Show {
     Stats,
     /// The configuration in force.
     Config,
+    /// Journals: their depth, and what could not be shipped.
+    Journal,
+    /// Prepared transactions of ours.
+    InDoubt,
     /// Version of crossfade.
     Version,
     /// The commands.
@@ -134,6 +143,8 @@ pub const HELP: &[(&str, bool, &str)] = &[
     ("SHOW SERVERS", false, "every server connection"),
     ("SHOW STATS", false, "totals by user and backend"),
     ("SHOW CONFIG", false, "the configuration in force, secrets masked"),
+    ("SHOW JOURNAL", false, "rows on their way to the follower, and why some are not"),
+    ("SHOW IN_DOUBT", false, "prepared transactions, and what becomes of them"),
     ("SHOW VERSION", false, "version of crossfade"),
     ("SHOW HELP", false, "this list"),
     ("RELOAD", true, "load the configuration again; a mistake changes nothing"),
@@ -315,6 +326,8 @@ async fn rows_of(show: &Show, caller: &Caller<'_>, operator: &impl Operator) -> 
         Show::Servers => cells(operator.servers().await),
         Show::Stats => cells(operator.stats().await),
         Show::Config => cells(operator.config().await),
+        Show::Journal => cells(operator.journal().await),
+        Show::InDoubt => cells(operator.in_doubt().await),
         Show::Version => vec![vec![VERSION.into()]],
         Show::Setting(name) => vec![vec![setting(name, caller.user).into()]],
         Show::Help => HELP
@@ -409,6 +422,19 @@ pub(super) mod tests {
         async fn config(&self) -> Vec<ConfigRow> {
             vec![ConfigRow { key: "source.password".into(), value: "***".into(), hot: true }]
         }
+        async fn journal(&self) -> Vec<JournalRow> {
+            let row = JournalRow { backend: Some(Side::Source), rows: Some(3), ..JournalRow::default() };
+            vec![row.clone(), JournalRow { id: Some(7), reason: Some("why".into()), ..row }]
+        }
+        async fn in_doubt(&self) -> Vec<InDoubtRow> {
+            vec![InDoubtRow {
+                backend: Side::Target,
+                gid: "cf1.1.1.1.a.1".into(),
+                age_seconds: 1.5,
+                stuck: false,
+                verdict: "it is in progress on the lead".into(),
+            }]
+        }
         async fn reload(&self) -> Result<String, Vec<String>> {
             self.done.borrow_mut().push("reload".into());
             Ok("nothing changed".into())
@@ -440,6 +466,8 @@ pub(super) mod tests {
         "show servers",
         "show stats",
         "show config",
+        "show journal",
+        "show in_doubt",
         "show version",
         "show help",
         "show timezone",

@@ -127,6 +127,8 @@ fn show(words: &[&str]) -> Option<Show> {
         ["servers"] => Show::Servers,
         ["stats"] => Show::Stats,
         ["config"] => Show::Config,
+        ["journal"] => Show::Journal,
+        ["in_doubt"] => Show::InDoubt,
         ["version"] => Show::Version,
         ["help"] => Show::Help,
         ["transaction", "isolation", "level"] => Show::Setting("transaction_isolation"),

@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    mirror,
+    mirror::{self, Mirrored},
     shard::{Current, Shard},
 };
 use crate::{
@@ -38,6 +38,7 @@ pub(super) struct Global {
     pub(super) budgets: Budgets,
     pub(super) metrics: Arc<Metrics>,
     pub(super) mirror: mirror::State,
+    pub(super) mirrored: Mirrored,
     pub(super) draining: AtomicBool,
     backends: [AtomicU8; 2],
     pub(super) plan_sizes: PlanSizes,
@@ -98,6 +99,7 @@ impl Global {
             budgets: Budgets::default(),
             metrics,
             mirror: mirror::State::default(),
+            mirrored: Mirrored::default(),
             draining: AtomicBool::new(false),
             backends: [AtomicU8::new(UNKNOWN), AtomicU8::new(UNKNOWN)],
             plan_sizes: PlanSizes::default(),

@@ -9,13 +9,15 @@ mod background;
 mod commit;
 mod duty;
 mod follower;
+mod journal;
 mod keeper;
 mod own;
 mod run;
 mod state;
 
-pub(super) use background::{ready, start};
+pub(super) use background::{learn, ready};
 pub(super) use commit::Stopped;
 pub(super) use duty::Duty;
 pub(super) use follower::prepare;
+pub(super) use journal::{Mirrored, collect, in_doubt_rows, journal_rows, start};
 pub(super) use state::State;

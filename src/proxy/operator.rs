@@ -11,7 +11,9 @@ use crate::{
     Side,
     admin::{
         console::Operator,
-        console_rows::{ClientRow, ConfigRow, PoolRow, RepositoryRow, ServerRow, StatsRow},
+        console_rows::{
+            ClientRow, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow, StatsRow,
+        },
     },
     config::reload::Why,
     report::metrics as names,
@@ -173,6 +175,14 @@ impl Operator for Console {
         rows.map(|(key, value, hot)| ConfigRow { key, value, hot }).collect()
     }
 
+    async fn journal(&self) -> Vec<JournalRow> {
+        super::mirror::journal_rows(&self.global.mirrored)
+    }
+
+    async fn in_doubt(&self) -> Vec<InDoubtRow> {
+        super::mirror::in_doubt_rows(&self.global.mirrored)
+    }
+
     async fn reload(&self) -> Result<String, Vec<String>> {
         let live = Arc::clone(&self.global.live);
         let reloaded = tokio::task::spawn_blocking(move || live.reload(Why::Admin)).await;
@@ -300,4 +310,5 @@ pub(super) async fn collect(global: Arc<Global>) {
         metrics.set(&names::LOGINS, &[outcome.into()], n);
     }
     metrics.set(&names::TLS_STUFFING_REFUSED, &[], read(&counters.stuffed));
+    super::mirror::collect(&global);
 }

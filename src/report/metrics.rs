@@ -106,6 +106,17 @@ declare! {
     PLAN_CACHE_MISSES: Counter "crossfade_plan_cache_misses_total" [] "Statements that had to be analysed.";
     PLAN_CACHE_ENTRIES: Gauge "crossfade_plan_cache_entries" [] "Plans in the caches of all threads.";
     PLAN_CACHE_BYTES: Gauge "crossfade_plan_cache_bytes" [] "Estimated size of the plan caches of all threads.";
+    JOURNAL_ROWS: Gauge "crossfade_journal_rows" ["backend"] "Rows of the journal on this backend, counted up to 100000.";
+    JOURNAL_DIRTY: Gauge "crossfade_journal_dirty_rows" ["backend"] "Rows of them whose transaction does not ship them itself: the follower may be behind.";
+    JOURNAL_OLDEST: Gauge "crossfade_journal_oldest_seconds" ["backend"] "Age of the oldest row of the journal.";
+    JOURNAL_HELD: Gauge "crossfade_journal_held_rows" ["backend"] "Rows that this process failed to ship and tries again, up to 100 (SHOW JOURNAL says why).";
+    JOURNAL_EMPTIED: Counter "crossfade_journal_removed_rows_total" ["backend"] "Rows of this backend's journal that this process removed, shipped.";
+    REPAIRED_KEYS: Counter "crossfade_repaired_keys_total" ["backend"] "Keys and whole rows of this backend's journal that this process made the same on the follower.";
+    REPAIR_ERRORS: Counter "crossfade_repair_errors_total" ["reason"] "What kept rows of the journal from the follower, by reason.";
+    IN_DOUBT: Gauge "crossfade_in_doubt_transactions" ["backend"] "Prepared transactions of crossfade on this backend.";
+    IN_DOUBT_OLDEST: Gauge "crossfade_in_doubt_oldest_seconds" ["backend"] "Age of the oldest of them.";
+    IN_DOUBT_STUCK: Gauge "crossfade_in_doubt_stuck_transactions" ["backend"] "Those that only an operator can resolve.";
+    RECOVERED: Counter "crossfade_recovered_transactions_total" ["outcome"] "Transactions in doubt that this process looked after, by outcome.";
     PROCESS_CPU: Counter "process_cpu_seconds_total" [] "User and system CPU time of the process.";
     PROCESS_RSS: Gauge "process_resident_memory_bytes" [] "Resident memory of the process.";
     PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [] "Virtual memory of the process.";

@@ -5,7 +5,7 @@ mod capture;
 use std::{fmt::Write as _, process::Command};
 
 use crate::support::{
-    cluster::{Cluster, base_dir, database, newest, oldest},
+    cluster::{Cluster, base_dir, newest, oldest},
     wire::Wire,
 };
 
@@ -19,12 +19,17 @@ pub(crate) struct Pair {
 impl Pair {
     /// Fresh databases of this name with `schema` on both sides; nothing is installed yet.
     pub(crate) fn new(name: &str, schema: &str) -> Self {
-        database(name);
-        for cluster in [oldest(), newest()] {
+        Self::between(oldest(), newest(), name, schema)
+    }
+
+    /// The same on two clusters of the test's own.
+    pub(crate) fn between(source: &Cluster, target: &Cluster, name: &str, schema: &str) -> Self {
+        for cluster in [source, target] {
+            cluster.database(name);
             cluster.admin(name).run(schema);
         }
         let mut toml = "[listen]\naddresses = [\"127.0.0.1:1\"]\n[auth]\nmethod = \"trust\"\n".to_owned();
-        for (side, cluster) in [("source", oldest()), ("target", newest())] {
+        for (side, cluster) in [("source", source), ("target", target)] {
             let _ = write!(
                 toml,
                 "[{side}]\nhost = \"127.0.0.1\"\nport = {}\ndatabase = \"{name}\"\nuser = \"postgres\"\npassword = \"secret\"\n",

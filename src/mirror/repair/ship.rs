@@ -202,10 +202,11 @@ impl Shipment<'_> {
             }
         }
         let hits = self.follower.all(&calls).await.map_err(|(at, error)| {
+            let blamed = which[owners[at]];
             if error.is_fatal() {
                 Trouble::Fatal(error)
             } else {
-                Trouble::Key(which[owners[at]], error, images[which[owners[at]]].clone())
+                Trouble::Key(blamed, error, images[blamed].clone())
             }
         })?;
         let mut counts = vec![0; which.len()];

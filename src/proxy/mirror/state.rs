@@ -17,7 +17,6 @@ use crate::{
     mirror::{
         batch::Destination,
         recovery::Identity,
-        status::Status,
         tables::{Published, Table, Tables},
     },
 };
@@ -49,10 +48,6 @@ pub(in crate::proxy) type Outcomes =
 /// Shared by all threads.
 pub(in crate::proxy) struct State {
     pub(in crate::proxy) installed: ArcSwap<Installed>,
-    /// What both control schemas say.
-    pub(in crate::proxy) tables: Arc<Published>,
-    /// What repairers, recoverers and watchers have seen.
-    pub(in crate::proxy) status: Arc<Status>,
     /// What `installed` was made of, and its version.
     seen: Mutex<Option<(Arc<Tables>, u64)>>,
     /// Of each side, when it is known.
@@ -76,8 +71,6 @@ impl Default for State {
         getrandom::fill(&mut instance).expect("the system has randomness");
         Self {
             installed: ArcSwap::default(),
-            tables: Arc::default(),
-            status: Status::new(),
             seen: Mutex::default(),
             identity: Default::default(),
             tokens: Default::default(),
@@ -135,8 +128,8 @@ impl State {
     }
 
     /// Takes over what was published since the last time.
-    pub(in crate::proxy) fn refresh(&self) {
-        let tables = self.tables.get();
+    pub(in crate::proxy) fn refresh(&self, published: &Published) {
+        let tables = published.get();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if !seen.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &tables)) {
             let version = seen.as_ref().map_or(0, |(_, version)| *version) + 1;
