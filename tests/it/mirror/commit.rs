@@ -13,9 +13,9 @@ fn round_trips() {
         let proxy = start(&format!("m_trips_{mode}"), SCHEMA, |s| s.mirror = format!("mirror = {mode:?}"));
         let mut client = proxy.client("alice");
         client.run("INSERT INTO t VALUES (0, 'warm')");
-        let trips = || proxy.metric("crossfade_mirror_round_trips_total", &["lead=\"source\""]);
+        let trips = || proxy.metric("mirror_round_trips_total", &["lead=\"source\""]);
         let shipped =
-            || proxy.metric("crossfade_mirror_transactions_total", &["lead=\"source\"", "outcome=\"both\""]);
+            || proxy.metric("mirror_transactions_total", &["lead=\"source\"", "outcome=\"both\""]);
         // The client hears of it before the follower's end.
         wait_for("the first", || (shipped() - 1.0).abs() < 0.5);
         let before = (trips(), shipped());
