@@ -212,6 +212,10 @@ pub struct Limits {
     pub max_message_bytes: usize,
     /// Bytes of one statement that are analysed; longer text is unknown.
     pub max_statement_bytes: usize,
+    /// Names of prepared statements that one client may use at once.
+    pub max_client_statements: usize,
+    /// Different statements executed in one extended batch before its Sync.
+    pub max_batch_statements: usize,
     /// Bytes of plan cache per thread.
     pub plan_cache_bytes: usize,
 }

@@ -13,7 +13,8 @@ use crate::{
     Side,
     backend::control,
     config::{Config, check::may_match, file::Mistake, reload},
-    route::policy::Pattern,
+    mirror::install::{self, Missing},
+    route::policy::{Mode, Pattern},
 };
 
 /// Nothing is wrong (there may be warnings).
@@ -218,6 +219,35 @@ async fn backends(config: &Config, report: &mut Report) {
     }
     if let [Some(source), Some(target)] = &facts {
         about_both(config, source, target, report);
+        mirrored(config, report).await;
+    }
+}
+
+/// Is what mirrored repositories need installed?
+async fn mirrored(config: &Config, report: &mut Report) {
+    let names =
+        config.policy.repositories.iter().filter(|r| r.mirror.mode != Mode::Off).map(|r| r.name.as_str());
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
+        return;
+    }
+    let names = names.join(", ");
+    match install::look(config).await {
+        Ok(missing) if missing.is_empty() => {
+            report.add(Level::Info, None, format!("mirroring of {names} is installed"));
+        }
+        Ok(missing) => {
+            let way_out =
+                if config.mirror.install { "`serve` does it" } else { "run `crossfade mirror install`" };
+            let Missing { side, table, what } = &missing[0];
+            let table = if table.is_empty() { String::new() } else { format!("{table}: ") };
+            let text = format!(
+                "mirroring of {names} is not installed or not up to date ({} places, the first: {table}{what}): {way_out}",
+                missing.len()
+            );
+            report.add(Level::Warning, *side, text);
+        }
+        Err(error) => report.add(Level::Mistake, None, format!("mirroring of {names}: {error}")),
     }
 }
 
@@ -278,7 +308,7 @@ fn about_one(config: &Config, side: Side, facts: &Facts, report: &mut Report) {
         report.add(Level::Warning, side, format!("Postgres {major} is newer than any that was tried"));
     }
     let prepared = match facts.prepared {
-        0 => "off: mirror = \"atomic\" of later versions needs it on the follower".to_owned(),
+        0 => "off: mirror = \"atomic\" needs it on the follower".to_owned(),
         n => n.to_string(),
     };
     report.add(Level::Info, side, format!("max_prepared_transactions is {prepared}"));

@@ -317,6 +317,8 @@ impl Checker<'_> {
             max_logins: part.number("max_logins"),
             max_message_bytes: part.number("max_message_bytes"),
             max_statement_bytes: part.number("max_statement_bytes"),
+            max_client_statements: part.number("max_client_statements"),
+            max_batch_statements: part.number("max_batch_statements"),
             plan_cache_bytes: part.number("plan_cache_bytes"),
         };
         if limits.max_statement_bytes > limits.max_message_bytes {

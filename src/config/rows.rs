@@ -77,6 +77,8 @@ impl Config {
         rows.hot("limits.max_logins", self.limits.max_logins);
         rows.hot("limits.max_message_bytes", self.limits.max_message_bytes);
         rows.hot("limits.max_statement_bytes", self.limits.max_statement_bytes);
+        rows.hot("limits.max_client_statements", self.limits.max_client_statements);
+        rows.hot("limits.max_batch_statements", self.limits.max_batch_statements);
         rows.hot("limits.plan_cache_bytes", self.limits.plan_cache_bytes);
         let t = &self.timeouts;
         for (key, value) in [

@@ -166,6 +166,8 @@ const LIMITS: &[Key] = &[
     // Postgres itself takes no message of 1 GiB or more (PQ_LARGE_MESSAGE_LIMIT is MaxAllocSize - 1).
     key("max_message_bytes", Kind::Int(8_192, 1_073_741_823), "1073741823"),
     key("max_statement_bytes", Kind::Int(1_024, 67_108_864), "1048576"),
+    key("max_client_statements", Kind::Int(1, 1_000_000), "10000"),
+    key("max_batch_statements", Kind::Int(1, 1_000_000), "10000"),
     key("plan_cache_bytes", Kind::Int(65_536, 68_719_476_736), "33554432"),
 ];
 

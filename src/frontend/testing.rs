@@ -83,6 +83,8 @@ pub(crate) fn config(method: AuthMethod, users: &[(&str, Secret)]) -> Config {
             max_logins: 100,
             max_message_bytes: 1 << 20,
             max_statement_bytes: 1 << 20,
+            max_client_statements: 100,
+            max_batch_statements: 100,
             plan_cache_bytes: 1 << 20,
         },
         timeouts: timeouts(),

@@ -7,7 +7,10 @@
 
 use std::fmt::Write as _;
 
-use super::shape::{Kind, Pins};
+use super::{
+    apply::quote,
+    shape::{Kind, Pins},
+};
 use crate::statement::Table;
 
 /// Bytes of entries that a transaction holds before they go to the journal.
@@ -49,14 +52,9 @@ pub struct KeyColumn {
 pub const TRIGGERS: [(char, &str); 4] =
     [('i', "INSERT"), ('u', "UPDATE"), ('d', "DELETE"), ('t', "TRUNCATE")];
 
-/// `"name"`, quotes doubled.
-pub fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 /// `"schema"."name"`.
 pub fn qualified(schema: &str, name: &str) -> String {
-    format!("{}.{}", identifier(schema), identifier(name))
+    format!("{}.{}", quote(schema), quote(name))
 }
 
 /// `'text'` that means the same whatever `standard_conforming_strings` is.
@@ -68,7 +66,7 @@ pub fn literal(text: &str) -> String {
 impl KeyColumn {
     /// The text of `row.column`, as a key of its own.
     fn text(&self, row: &str) -> String {
-        let column = format!("{row}.{}", identifier(&self.name));
+        let column = format!("{row}.{}", quote(&self.name));
         if self.kind.is_enum {
             // A cast of the user's would win over the type's own text.
             format!("pg_catalog.concat({column})")
@@ -97,7 +95,7 @@ impl KeyColumn {
 
     /// `column = text` for an index scan; `text` is an expression of type text.
     fn lookup(&self, row: &str, text: &str) -> String {
-        let column = format!("{row}.{}", identifier(&self.name));
+        let column = format!("{row}.{}", quote(&self.name));
         let base = &self.kind.base;
         if self.kind.is_enum {
             // No cast from text: the owner of the type may define one, and this runs as the control user.
@@ -137,7 +135,7 @@ impl Captured {
     }
 
     fn image(&self, row: &str) -> String {
-        let columns: Vec<_> = self.columns.iter().map(|c| format!("{row}.{}", identifier(c))).collect();
+        let columns: Vec<_> = self.columns.iter().map(|c| format!("{row}.{}", quote(c))).collect();
         format!("ROW({})::pg_catalog.text", columns.join(", "))
     }
 
@@ -237,10 +235,10 @@ impl Captured {
             return "image := NULL;\n".to_owned();
         }
         let condition: Vec<String> = match self.key.as_slice() {
-            [only] => vec![only.lookup("t", "one.k")],
+            [only] => vec![only.lookup("t", "k")],
             several => several.iter().zip(1..).map(|(c, n)| c.lookup("t", &format!("parts[{n}]"))).collect(),
         };
-        let split = if self.key.len() > 1 { "parts := one.k::text[];\n" } else { "" };
+        let split = if self.key.len() > 1 { "parts := k::text[];\n" } else { "" };
         format!(
             "{split}SELECT {} INTO image FROM {} t WHERE {};\n",
             self.image("t"),
@@ -253,7 +251,7 @@ impl Captured {
 /// The expression that says that a key column has not changed.
 fn unchanged(column: &KeyColumn) -> String {
     if column.is_exact() {
-        let name = identifier(&column.name);
+        let name = quote(&column.name);
         return format!("OLD.{name} OPERATOR(pg_catalog.=) NEW.{name}");
     }
     format!("{} OPERATOR(pg_catalog.=) {}", column.text("OLD"), column.text("NEW"))
@@ -312,7 +310,8 @@ pub fn collect(tables: &[Captured], token_sha256: &str) -> String {
     sorted.sort_by_key(|table| table.number);
     let mut lookups = String::new();
     branch(&sorted, &mut lookups);
-    let body = COLLECT.replace("@sha256", token_sha256).replace("@lookups", &lookups);
+    let body = COLLECT.replace("@group", GROUP).replace("@sha256", token_sha256);
+    let body = body.replace("@lookups", &lookups);
     let tag = tag(&body);
     format!(
         "CREATE OR REPLACE FUNCTION crossfade.collect(journal boolean, token text)\n\
@@ -330,7 +329,7 @@ fn branch(tables: &[&Captured], text: &mut String) {
         [one] => text.push_str(&one.lookup()),
         several => {
             let (low, high) = several.split_at(several.len() / 2);
-            let _ = writeln!(text, "IF one.number < {} THEN", high[0].number);
+            let _ = writeln!(text, "IF number < {} THEN", high[0].number);
             branch(low, text);
             text.push_str("ELSE\n");
             branch(high, text);
@@ -339,13 +338,21 @@ fn branch(tables: &[&Captured], text: &mut String) {
     }
 }
 
-/// What stands before the last TRUNCATE of its table is void. T comes first, then keys and rows as they came.
+/// What stands before the last TRUNCATE of its table is void. T comes first, then keys and rows as they came. A few
+/// entries are grouped by hand: a query for it costs more than all the rest.
 const COLLECT: &str = "#variable_conflict use_variable
 DECLARE
   held text := current_setting('crossfade.keys', true);
   collected text[];
+  names text[];
+  letters text[];
   parts text[];
-  one record;
+  entry text;
+  letter text;
+  number int;
+  k text;
+  found int := 0;
+  at int;
 BEGIN
   IF sha256(convert_to(token, 'UTF8')) IS DISTINCT FROM decode('@sha256', 'hex') THEN
     RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'crossfade: only the proxy may read write sets';
@@ -369,31 +376,160 @@ BEGIN
   IF collected IS NULL OR ops = '!' THEN
     RETURN;
   END IF;
-  FOR one IN
-    WITH entries AS (
-      SELECT u.place, left(u.entry, 1) AS op, substr(u.entry, 2, strpos(u.entry, ':') - 2)::int AS number,
-             substr(u.entry, strpos(u.entry, ':') + 1) AS rest
-      FROM unnest(collected) WITH ORDINALITY u(entry, place)
-    ), valid AS (
-      SELECT e.*, max(e.place) FILTER (WHERE e.op = 'T') OVER (PARTITION BY e.number) AS emptied FROM entries e
-    )
-    SELECT v.number, min(v.op) AS first, string_agg(v.op, '' ORDER BY v.place) AS ops,
-           v.rest COLLATE \"C\" AS k, min(v.place) AS place
-    FROM valid v WHERE v.emptied IS NULL OR v.place >= v.emptied
-    GROUP BY v.number, v.rest COLLATE \"C\", CASE v.op WHEN 'R' THEN v.place WHEN 'T' THEN -1 ELSE 0 END
-    ORDER BY min(v.op) <> 'T', min(v.place)
-  LOOP
-    relation := one.number;
-    ops := one.ops;
-    IF one.first = 'T' THEN
-      key := NULL; image := NULL;
-    ELSIF one.first = 'R' THEN
-      key := NULL; image := one.k;
+  IF cardinality(collected) <= 64 AND strpos(held, '\"T') = 0 THEN
+    FOREACH entry IN ARRAY collected LOOP
+      letter := left(entry, 1);
+      k := substr(entry, 2);
+      at := CASE WHEN letter = 'R' THEN NULL ELSE array_position(names, k) END;
+      IF at IS NULL THEN
+        found := found + 1;
+        names[found] := k;
+        letters[found] := letter;
+      ELSE
+        letters[at] := letters[at] || letter;
+      END IF;
+    END LOOP;
+  ELSE
+@group
+  END IF;
+  FOR at IN 1 .. found LOOP
+    entry := names[at];
+    ops := letters[at];
+    number := split_part(entry, ':', 1)::int;
+    k := substr(entry, strpos(entry, ':') + 1);
+    relation := number;
+    image := NULL;
+    IF ops = 'T' THEN
+      key := NULL;
+    ELSIF ops = 'R' THEN
+      key := NULL; image := k;
     ELSE
-      key := one.k; image := NULL;
+      key := k;
 @lookups
     END IF;
     RETURN NEXT;
   END LOOP;
 END;
 ";
+
+/// Many entries, or a TRUNCATE among them.
+const GROUP: &str = "    WITH entries AS (
+      SELECT u.place, left(u.entry, 1) AS op, split_part(substr(u.entry, 2), ':', 1) AS n, substr(u.entry, 2) AS name
+      FROM unnest(collected) WITH ORDINALITY u(entry, place)
+    ), valid AS (
+      SELECT e.*, max(e.place) FILTER (WHERE e.op = 'T') OVER (PARTITION BY e.n) AS emptied FROM entries e
+    ), grouped AS (
+      SELECT v.name COLLATE \"C\" AS name, string_agg(CASE WHEN v.op = 'T' THEN NULL ELSE v.op END, '' ORDER BY v.place) AS ops,
+             min(v.place) AS place
+      FROM valid v WHERE v.emptied IS NULL OR v.place >= v.emptied
+      GROUP BY v.name COLLATE \"C\", CASE v.op WHEN 'R' THEN v.place WHEN 'T' THEN -1 ELSE 0 END
+    )
+    SELECT array_agg(g.name ORDER BY g.ops IS NOT NULL, g.place), array_agg(coalesce(g.ops, 'T') ORDER BY g.ops IS NOT NULL, g.place),
+           count(*) INTO names, letters, found FROM grouped g;";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, built_in: &str) -> KeyColumn {
+        let kind = Kind { base: built_in.to_owned(), built_in: built_in.to_owned(), ..Kind::default() };
+        KeyColumn { name: name.to_owned(), kind, operator: "OPERATOR(pg_catalog.=)".to_owned() }
+    }
+
+    fn table(key: Vec<KeyColumn>) -> Captured {
+        let columns = vec!["id".to_owned(), "$crossfade0$".to_owned()];
+        let (schema, name) = ("public".to_owned(), "a \"b".to_owned());
+        Captured { number: 7, repository: 2, schema, name, key, columns, ..Captured::default() }
+    }
+
+    /// Operators and functions, outside of literals and quoted names, that `search_path` would choose.
+    fn unqualified(sql: &str) -> Vec<String> {
+        let (mut text, mut quote) = (String::new(), None);
+        for c in sql.chars() {
+            match quote {
+                Some(q) if c == q => quote = None,
+                Some(_) => {}
+                None if "'\"".contains(c) => quote = Some(c),
+                None => text.push(c),
+            }
+        }
+        for operator in ["=", "<", ">", "||"] {
+            text = text.replace(&format!("OPERATOR(pg_catalog.{operator})"), "");
+        }
+        let text = text.replace(":=", "");
+        let operators = text.split_whitespace().filter(|w| w.contains(['|', '<', '>', '+', '=', '~']));
+        let calls = text.match_indices('(').filter_map(|(at, _)| {
+            let name = text[..at].rsplit(|c: char| !(c.is_alphanumeric() || "_.".contains(c))).next()?;
+            let free = name.is_empty() || name.contains('.') || name == "ROW";
+            (!free).then(|| name.to_owned())
+        });
+        operators.map(str::to_owned).chain(calls).collect()
+    }
+
+    #[test]
+    fn nothing_is_left_to_search_path() {
+        let mood = KeyColumn { kind: Kind { is_enum: true, ..Kind::default() }, ..column("m", "") };
+        let pair = vec![column("id", "text"), column("n", "numeric")];
+        for key in [vec![], vec![column("id", "int4")], pair, vec![mood]] {
+            let table = table(key);
+            for (suffix, _) in TRIGGERS {
+                // RAISE ... USING takes `=` for what is no operator.
+                let body = table
+                    .body(suffix)
+                    .replace("ERRCODE =", "")
+                    .replace("MESSAGE =", "")
+                    .replace("HINT =", "");
+                assert_eq!(unqualified(&body), Vec::<String>::new(), "{body}");
+            }
+        }
+        assert_eq!(unqualified("a || b"), ["||"]);
+        assert_eq!(unqualified("concat(a)"), ["concat"]);
+    }
+
+    #[test]
+    fn only_what_may_hold_quotes_is_escaped() {
+        let entry = |key| table(key).entry_text("NEW");
+        assert_eq!(entry(vec![column("id", "int8")]), "NEW.\"id\"::pg_catalog.text");
+        assert!(entry(vec![column("id", "text")]).starts_with("pg_catalog.replace("));
+        assert!(entry(vec![column("a", "int8"), column("b", "int8")]).starts_with("pg_catalog.replace("));
+    }
+
+    #[test]
+    fn settings_are_pinned_only_where_they_matter() {
+        let mut stamp = column("id", "timestamptz");
+        stamp.kind.pins = Pins::DATE.with(Pins::ZONE);
+        let function = table(vec![stamp]).function('i');
+        assert!(
+            function.contains("plpgsql SET DateStyle = 'ISO, YMD' SET TimeZone = 'UTC' AS"),
+            "{function}"
+        );
+        let mut table = table(vec![column("id", "int4")]);
+        table.pins = Pins::ALL;
+        assert!(!table.function('u').contains(" SET "));
+        assert!(collect(&[table], "00").contains("SET row_security = off SET DateStyle"));
+    }
+
+    #[test]
+    fn text_does_not_end_its_quotes() {
+        assert_eq!(literal("it's"), "'it''s'");
+        assert_eq!(literal(r"a\b'"), r"E'a\\b'''");
+        assert_eq!(qualified("a", "b\"c"), r#""a"."b""c""#);
+        let function = table(vec![]).function('i');
+        assert!(function.contains("AS $crossfade1$"), "{function}");
+    }
+
+    #[test]
+    fn lookups_are_a_tree() {
+        let one = |number| Captured { number, ..table(vec![column("id", "int4")]) };
+        let tables: Vec<Captured> = (1..=9).map(one).collect();
+        let mut text = String::new();
+        branch(&tables.iter().collect::<Vec<_>>(), &mut text);
+        assert_eq!(text.matches("SELECT").count(), 9);
+        let (mut depth, mut deepest) = (0_i32, 0_i32);
+        for line in text.lines() {
+            depth += i32::from(line.starts_with("IF")) - i32::from(line.starts_with("END IF"));
+            deepest = deepest.max(depth);
+        }
+        assert_eq!((depth, deepest), (0, 4));
+    }
+}

@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use super::{
     capture::{self, Captured, TRIGGERS},
+    facts::{self, Facts},
     plan::{self, Plan, Registry},
     preflight::Finding,
     schema,
@@ -124,6 +125,7 @@ pub struct Sides {
     clients: [Client; 2],
     users: [String; 2],
     shapes: [Shape; 2],
+    facts: [Facts; 2],
 }
 
 impl Sides {
@@ -134,14 +136,16 @@ impl Sides {
             let open = async { control::Manager::new(backend, config.timeouts.server_connect)?.open().await };
             let mut client = open.await.map_err(|source| Error::Connect { side, source })?;
             let shape = shape::read(&mut client).await.map_err(Error::query(side, "read the tables"))?;
-            Ok((client, shape))
+            let facts = facts::read(&client).await.map_err(Error::query(side, "read its settings"))?;
+            Ok((client, shape, facts))
         };
         let (source, target) = tokio::join!(connect(Side::Source), connect(Side::Target));
-        let ((source, source_shape), (target, target_shape)) = (source?, target?);
+        let ((source, source_shape, source_facts), (target, target_shape, target_facts)) = (source?, target?);
         Ok(Self {
             clients: [source, target],
             users: [0, 1].map(|i| config.backends[i].control_user.clone()),
             shapes: [source_shape, target_shape],
+            facts: [source_facts, target_facts],
         })
     }
 
@@ -164,11 +168,18 @@ impl Sides {
 pub async fn install(config: &Config, only: Option<&str>, patience: Duration) -> Result<Report, Error> {
     let mut sides = Sides::open(config).await?;
     let mut report = Report::default();
+    let plan = plan::plan(&config.policy, &sides.shapes, &sides.facts, &Registry::default(), only);
+    if plan.install.is_empty() {
+        // Where nothing may be installed, nothing is touched.
+        report.missing = missing(&sides, &config.policy).await?;
+        report.findings = plan.findings;
+        return Ok(report);
+    }
     for side in Side::BOTH {
         registry::prepare(side, &sides.clients[side.index()]).await?;
     }
     let known = registry::read(&sides.clients).await?;
-    let plan = plan::plan(&config.policy, &sides.shapes, &known, only);
+    let plan = plan::plan(&config.policy, &sides.shapes, &sides.facts, &known, only);
     let token = registry::token(&sides.clients).await?;
     // Numbers and functions are on both sides before the first trigger fires.
     for side in Side::BOTH {
@@ -207,7 +218,7 @@ pub async fn status(config: &Config, only: Option<&str>) -> Result<Report, Error
     } else {
         Registry::default()
     };
-    let plan = plan::plan(&config.policy, &sides.shapes, &registry, only);
+    let plan = plan::plan(&config.policy, &sides.shapes, &sides.facts, &registry, only);
     let missing = missing(&sides, &config.policy).await?;
     Ok(Report { findings: plan.findings, missing, done: Vec::new(), registry })
 }
@@ -274,7 +285,7 @@ pub async fn missing(sides: &Sides, policy: &Policy) -> Result<Vec<Missing>, Err
         return Ok(missing);
     }
     let known = registry::read(&sides.clients).await?;
-    let plan = plan::plan(policy, &sides.shapes, &known, None);
+    let plan = plan::plan(policy, &sides.shapes, &sides.facts, &known, None);
     let token = registry::token(&sides.clients).await?;
     for side in Side::BOTH {
         let (client, shape) = (&sides.clients[side.index()], &sides.shapes[side.index()]);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     capture::{Captured, KeyColumn},
+    facts::Facts,
     preflight::{self, Finding, Severity},
     shape::{Pins, Shape, TableShape, Unique},
 };
@@ -99,19 +100,23 @@ pub fn repository_of(policy: &Policy, table: &Table) -> Option<usize> {
 }
 
 /// Decides what is installed. A table that cannot be mirrored keeps its whole repository out: half of one is worse.
-pub fn plan(policy: &Policy, shapes: &[Shape; 2], known: &Registry, only: Option<&str>) -> Plan {
+pub fn plan(
+    policy: &Policy,
+    shapes: &[Shape; 2],
+    facts: &[Facts; 2],
+    known: &Registry,
+    only: Option<&str>,
+) -> Plan {
     let wanted = wanted(policy, shapes, only);
-    let mut findings: Vec<Finding> = Vec::new();
-    for one in &wanted {
-        findings.extend(preflight::table(policy, shapes, one));
-    }
+    let findings = preflight::all(policy, shapes, facts, &wanted);
+    let none = findings.iter().any(|f| f.severity == Severity::Refused && f.repository.is_none());
     let refused: BTreeSet<&str> = findings
         .iter()
         .filter(|f| f.severity == Severity::Refused)
         .filter_map(|f| f.repository.as_deref())
         .collect();
     let install: Vec<Wanted> =
-        wanted.iter().filter(|w| !refused.contains(w.repository.as_str())).cloned().collect();
+        wanted.iter().filter(|w| !none && !refused.contains(w.repository.as_str())).cloned().collect();
     let mut registry = known.clone();
     registry.tables.retain(|table, _| shapes.iter().any(|shape| shape.tables.contains_key(table)));
     for one in &install {

@@ -1,8 +1,13 @@
 //! What stands in the way of mirroring a table, or is worth knowing: with the reason and the way out. Pure.
 
+mod server;
+
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::{
+    facts::Facts,
     plan::{Wanted, common_key, repository_of},
     shape::{Column, Shape, TableShape},
 };
@@ -84,8 +89,19 @@ impl Findings<'_> {
     }
 }
 
-/// What both sides say to one table.
-pub fn table(policy: &Policy, shapes: &[Shape; 2], wanted: &Wanted) -> Vec<Finding> {
+/// What both sides say to the tables of the mirrored repositories.
+pub fn all(policy: &Policy, shapes: &[Shape; 2], facts: &[Facts; 2], wanted: &[Wanted]) -> Vec<Finding> {
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let mut list = server::servers(policy, facts, wanted);
+    for one in wanted {
+        list.extend(table(policy, shapes, facts, one));
+    }
+    list
+}
+
+fn table(policy: &Policy, shapes: &[Shape; 2], facts: &[Facts; 2], wanted: &Wanted) -> Vec<Finding> {
     let mut found = Findings { wanted, list: Vec::new() };
     let both = [0, 1].map(|i| shapes[i].tables.get(&wanted.table));
     for side in Side::BOTH {
@@ -98,6 +114,8 @@ pub fn table(policy: &Policy, shapes: &[Shape; 2], wanted: &Wanted) -> Vec<Findi
     kinds(policy, shapes, [source, target], &mut found);
     columns(source, target, &mut found);
     keys(source, target, &mut found);
+    constraints(source, target, &mut found);
+    server::rights(facts, [source, target], &mut found);
     found.list
 }
 
@@ -272,6 +290,48 @@ fn no_key(source: &TableShape, target: &TableShape, found: &mut Findings<'_>) {
                 Side::Source,
                 reason,
                 "Create the same unique index or primary key there",
+            );
+        }
+    }
+}
+
+/// What one side enforces and the other does not.
+fn constraints(source: &TableShape, target: &TableShape, found: &mut Findings<'_>) {
+    let uniques = |t: &TableShape| t.uniques.iter().map(|u| u.definition.clone()).collect::<BTreeSet<_>>();
+    let foreign =
+        |t: &TableShape| t.foreign_keys.iter().map(|k| k.definition.clone()).collect::<BTreeSet<_>>();
+    let key = common_key(source, target);
+    for definition in uniques(target).difference(&uniques(source)) {
+        let reason = format!(
+            "has the unique index {definition}, which the source has not: rows that the source takes are refused"
+        );
+        found.add(
+            Severity::Refused,
+            Side::Target,
+            reason,
+            "Create it on the source, or drop it on the target",
+        );
+    }
+    for definition in uniques(source).difference(&uniques(target)) {
+        let reason = format!("lacks the unique index {definition} of the source");
+        found.add(Severity::Warning, Side::Target, reason, "Create it before the target leads");
+    }
+    for (side, here, there) in [(Side::Source, target, source), (Side::Target, source, target)] {
+        for definition in foreign(here).difference(&foreign(there)) {
+            let reason = format!("lacks the foreign key {definition} of the {}", side.other());
+            found.add(Severity::Warning, side, reason, "Make the foreign keys the same on both sides");
+        }
+        let deferrable = there.uniques.iter().filter(|u| u.deferrable);
+        for unique in deferrable.filter(|u| key.is_none_or(|(s, t)| u.name != s.name && u.name != t.name)) {
+            let reason = format!(
+                "{} is DEFERRABLE: sessions that apply rows in replica role do not check it, so a duplicate would go unseen",
+                unique.name
+            );
+            found.add(
+                Severity::Warning,
+                side,
+                reason,
+                "Make it NOT DEFERRABLE, or let verify look for duplicates",
             );
         }
     }

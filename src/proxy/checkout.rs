@@ -82,10 +82,17 @@ impl Client {
         server.info.client.set(self.id());
         let unread = !self.unread.is_empty() && server.side != self.set_side;
         if server.status == Status::Idle && (unread || !Rc::ptr_eq(&server.settings, &self.settings)) {
-            self.apply_settings(&mut server).await.map_err(|e| match e {
-                QueryError::Server(frame) => Refused::Server(frame.into()),
-                QueryError::Io(_) => io(e),
-            })?;
+            match self.apply_settings(&mut server).await {
+                Ok(()) => {}
+                // Nothing of them was set: the session goes on as it was.
+                Err(QueryError::Server(frame)) if self.keeps_servers() && server.status == Status::Idle => {
+                    let side = server.side;
+                    self.servers[side.index()] = Some(server);
+                    return Err(Refused::Server(frame.into()));
+                }
+                Err(QueryError::Server(frame)) => return Err(Refused::Server(frame.into())),
+                Err(e) => return Err(io(e)),
+            }
         }
         Ok(server)
     }

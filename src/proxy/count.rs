@@ -98,5 +98,9 @@ fn op(footprint: &Footprint) -> Op {
 }
 
 pub(super) fn handles(global: &Global, config: &Config) -> HotHandles {
-    HotHandles::new(&global.metrics, config.policy.repositories.iter().map(|r| r.name.as_str()))
+    HotHandles::new(&global.metrics, names(config))
+}
+
+pub(super) fn names(config: &Config) -> impl Iterator<Item = &str> {
+    config.policy.repositories.iter().map(|r| r.name.as_str())
 }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     Side,
     backend::server::Server,
+    error::ClientError,
     session::{
         pipeline::Expect,
         prepared::{self, Naming, Prepared},
@@ -36,8 +37,12 @@ pub(super) struct Survey {
     pub(super) named: Vec<Rc<Entry>>,
     /// It binds a portal with a name, or fetches from one in parts: the transaction cannot move away from it.
     pub(super) portal: bool,
+    /// Something of it is executed, not only bound.
+    pub(super) runs: bool,
     /// It executes the unnamed portal of an earlier batch.
     pub(super) older_portal: bool,
+    /// It would make the client hold more than it may.
+    pub(super) excess: Option<Box<ClientError>>,
     /// Text of the one statement it executes, when it has no parameters.
     pub(super) text: Option<String>,
     /// What the text of a simple query is, as it was found: EXECUTE has not been resolved.
@@ -53,8 +58,7 @@ enum Translation {
 }
 
 impl Client {
-    /// Reads the first `length` bytes of the input, whole extended messages. `unsure`: what was sent
-    /// before them may have changed what names mean.
+    /// Reads `length` bytes of whole extended messages. `unsure`: what came before may have changed what names mean.
     pub(super) fn survey(&mut self, length: usize, unsure: bool) -> Result<Survey, End> {
         let mut survey = Survey::default();
         let input = std::mem::take(&mut self.conn.input);
@@ -86,6 +90,7 @@ impl Client {
             match Frontend::from_tag(tag) {
                 Some(Frontend::Parse) => {
                     let Ok([name, sql, types]) = parse_fields(fields) else { continue };
+                    survey.excess = survey.excess.take().or_else(|| self.too_many_names(name, names.len()));
                     let statement = self.prepare(name, (sql, types), &context);
                     survey.named.push(self.plan_of(&statement, &context));
                     survey.parsed.push_back(Rc::clone(&statement));
@@ -101,11 +106,13 @@ impl Client {
                             .then(|| String::from_utf8_lossy(&statement.sql).into_owned());
                         let entry = self.resolve(&self.plan_of(&statement, &context), &context);
                         unsure |= entry.plan.statements.iter().any(statement::Statement::moves_search_path);
+                        survey.excess = survey.excess.take().or_else(|| self.too_many_prepared(&entry.plan));
                         survey.executed.push(entry);
                     }
                 }
                 Some(Frontend::Execute) => {
                     let Ok(name) = fields.cstr() else { continue };
+                    survey.runs = true;
                     survey.portal |= fields.0 != [0; 4];
                     survey.older_portal |= name.is_empty() && !bound;
                 }

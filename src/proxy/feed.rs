@@ -4,12 +4,15 @@ use std::rc::Rc;
 
 use super::{
     client::{Client, End, lost_sync},
+    extended::Survey,
     flight::Flight,
 };
 use crate::{
+    Side,
     backend::server::Server,
     error::ClientError,
     session::pipeline::Expect,
+    statement::{Kind, Statement},
     wire::{
         conn::shift,
         frame::{self, Frontend, HEADER},
@@ -94,16 +97,36 @@ impl Client {
     /// One message more of an open batch: it stays where the batch is.
     fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
         let mut survey = self.survey(length, flight.unsure)?;
-        self.stay_on(server.side, &survey)?;
-        flight.later.extend(survey.executed.iter().map(Rc::clone));
+        self.note_later(&survey, server.side, flight)?;
         self.translate(length, &mut survey, server, flight)
+    }
+
+    /// What a later message executes must run where the batch runs, and is remembered to its end: once, if it is a read
+    /// or a write like any before.
+    fn note_later(&mut self, survey: &Survey, side: Side, flight: &mut Flight) -> Result<(), End> {
+        if let Some(error) = &survey.excess {
+            return Err(ClientError { fatal: true, ..ClientError::clone(error) }.into());
+        }
+        self.stay_on(side, survey)?;
+        for entry in &survey.executed {
+            let plain = |s: &Statement| matches!(s.kind, Kind::Read | Kind::LockingRead | Kind::Write);
+            if flight.seen.insert(Rc::as_ptr(entry)) || !entry.plan.statements.iter().all(plain) {
+                flight.later.push(Rc::clone(entry));
+            }
+        }
+        let limit = self.current.config.limits.max_batch_statements;
+        if flight.later.len() <= limit {
+            return Ok(());
+        }
+        Err(ClientError::fatal("54000", format!("more than {limit} statements in one batch without a Sync"))
+            .hint("Send a Sync now and then, or raise limits.max_batch_statements.")
+            .into())
     }
 
     /// A simple Query behind extended messages without a Sync. The frame itself is the caller's to send.
     fn query_in_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
         let survey = self.survey_simple(length, false, flight.unsure);
-        self.stay_on(server.side, &survey)?;
-        flight.later.extend(survey.executed.iter().map(Rc::clone));
+        self.note_later(&survey, server.side, flight)?;
         if let Ok(text) = frame::query_text(&self.conn.input[HEADER..length]) {
             let entry = self.shard.plan(text, &self.meant(flight.unsure), &self.current);
             let text = text.to_vec();

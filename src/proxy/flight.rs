@@ -40,6 +40,10 @@ pub(super) struct Flight {
     pub(super) renamed: Option<(Box<[u8]>, Moved)>,
     /// What messages of the client executed that came after the unit was begun.
     pub(super) later: Vec<Rc<super::plans::Entry>>,
+    /// Addresses of those.
+    pub(super) seen: std::collections::HashSet<*const super::plans::Entry>,
+    /// The server was asked to answer before more is sent to it.
+    pub(super) asked: bool,
     /// What of the batch was sent may have changed the search path.
     pub(super) unsure: bool,
     /// The client broke the protocol: the server has been told, nothing more is read.

@@ -55,6 +55,27 @@ impl Client {
         }
     }
 
+    /// DISCARD ALL was carried out elsewhere: it is repeated on the connection to `side` that the client holds.
+    pub(super) async fn discard_held(&mut self, side: Side) -> Result<(), End> {
+        let Some(mut server) = self.servers[side.index()].take() else { return Ok(()) };
+        if !self.keeps_servers() {
+            self.retire(server); // the client is pinned no longer
+            return Ok(());
+        }
+        let shard = Rc::clone(&self.shard);
+        match server.discard(&shard.buffers).await {
+            Ok(()) => self.servers[side.index()] = Some(server),
+            Err(error) => {
+                shard.lost_server(side, &error.to_string());
+                if side == Side::Source {
+                    let error = ClientError::fatal("08006", format!("the {side} session was lost: {error}"));
+                    return Err(End::Error(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// A server connection whose client has left: cleaned for the next one, or closed.
     fn retire(&self, mut server: Box<Server>) {
         let shard = Rc::clone(&self.shard);

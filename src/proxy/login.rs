@@ -249,6 +249,7 @@ fn client(
         context_moved: false,
         context_local: false,
         utf8: false,
+        discards: false,
         temporary: false,
         shared: seen,
     };

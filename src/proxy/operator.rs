@@ -29,17 +29,17 @@ impl Operator for Console {
     async fn repositories(&self) -> Vec<RepositoryRow> {
         let config = self.global.live.get();
         let percent = |share: crate::route::policy::Share| f64::from(share.basis_points()) / 100.0;
-        let counts = self.global.on_every_shard(|shard| shard.hot.borrow().totals()).await;
+        let mut counts = BTreeMap::<String, crate::report::hot::Totals>::new();
+        let all = self.global.on_every_shard(|shard| shard.hot.borrow().totals()).await;
+        for (name, totals) in all.into_iter().flatten() {
+            counts.entry(name).or_default().add(&totals);
+        }
         config
             .policy
             .repositories
             .iter()
-            .enumerate()
-            .map(|(i, r)| {
-                let sum = |f: fn(&crate::report::hot::Totals) -> [u64; 2]| {
-                    let of = |side: usize| counts.iter().filter_map(|c| c.get(i)).map(|t| f(t)[side]).sum();
-                    [of(0), of(1)]
-                };
+            .map(|r| {
+                let counts = counts.get(&r.name).copied().unwrap_or_default();
                 RepositoryRow {
                     name: r.name.clone(),
                     tables: r.tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect(),
@@ -47,8 +47,8 @@ impl Operator for Console {
                     writes_target_percent: percent(r.writes),
                     mirror: r.mirror.mode.name().to_owned(),
                     lead: r.writes.draw(0).name().to_owned(),
-                    queries: sum(|t| t.queries),
-                    errors: sum(|t| t.errors),
+                    queries: counts.queries,
+                    errors: counts.errors,
                 }
             })
             .collect()

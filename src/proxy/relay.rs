@@ -74,6 +74,9 @@ impl Client {
                 }
             }
             progress |= self.poll_client(cx, server, flight)?;
+            let unsent = self.conn.output.len();
+            self.own_answers(server, 0, flight); // the server may have nothing to say to what came
+            progress |= self.conn.output.len() > unsent;
             if self.is_over(server, flight) {
                 return Poll::Ready(Ok(()));
             }
@@ -133,6 +136,9 @@ impl Client {
         if wanted && !server.conn.output.is_empty() {
             return Ok(false); // the server does not take what it was sent: no more for now
         }
+        if wanted && self.is_far_ahead(server, flight) {
+            return Ok(!server.conn.output.is_empty()); // it has much to answer
+        }
         if wanted && !self.conn.input.is_empty() {
             self.feed(server, flight).map_err(Broken::Client)?;
             if !server.conn.output.is_empty() {
@@ -188,7 +194,12 @@ impl Client {
                 flight.passing = length;
                 continue;
             }
-            if length > MAX_CONTROL && !rewritten {
+            if length > MAX_CONTROL && rewritten {
+                let what =
+                    "a row of more than 64 MiB with values of types that the source knows by other OIDs";
+                return Err(Broken::Server(what.to_owned()));
+            }
+            if length > MAX_CONTROL {
                 return Err(protocol("a control message of more than 64 MiB"));
             }
             if input.len() - at < length {

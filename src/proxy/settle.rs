@@ -14,7 +14,10 @@ use crate::{
     backend::server::Server,
     error::ClientError,
     route::{Footprint, Work},
-    session::{settings, transaction::Status},
+    session::{
+        settings,
+        transaction::{Status, Transaction},
+    },
     statement::{Control, Effect, Isolation, Kind, Pin},
     wire::frame,
 };
@@ -63,6 +66,9 @@ impl Client {
         };
         self.context_moved = false;
         self.context_local &= !idle;
+        if idle && std::mem::take(&mut self.discards) {
+            Box::pin(self.discard_held(server.side.other())).await?;
+        }
         if let Err(e) = read {
             return Err(End::Error(ClientError::fatal("08006", format!("lost the {}: {e}", server.side))));
         }
@@ -160,6 +166,8 @@ impl Client {
         self.unread = vec!["search_path".to_owned()];
         self.temporary = false;
         self.wrote_side = None;
+        self.held_side = None;
+        self.discards = true;
         self.shared.pinned.set(None);
     }
 
@@ -180,11 +188,18 @@ impl Client {
         if self.txn.status == Status::Failed {
             return;
         }
+        if survey.runs && self.renew_block(survey, now) {
+            return;
+        }
         // What was only prepared or described has read nothing.
         if let Some(footprint) = footprint.filter(|_| !survey.executed.is_empty()) {
             self.txn.work = self.txn.work.max(footprint.work());
             self.txn.read |= footprint.reads;
             self.txn.fixed |= footprint.opens_cursor;
+        }
+        if !survey.runs {
+            self.txn.fixed |= !survey.executed.is_empty(); // bound, and not executed so far
+            return;
         }
         let statements = || survey.executed.iter().flat_map(|e| &e.plan.statements);
         // BEGIN and reads in one batch, as pgjdbc sends them, can be repeated; other batches cannot.
@@ -242,6 +257,39 @@ impl Client {
                 | Kind::Lock => {}
             }
         }
+    }
+
+    /// AND CHAIN, or a text that ends with `COMMIT; BEGIN`: the block is a new one that has done nothing, and is as free
+    /// to choose its side as any.
+    fn renew_block(&mut self, survey: &Survey, now: Instant) -> bool {
+        let all: Vec<_> = survey.executed.iter().flat_map(|e| &e.plan.statements).map(|s| &s.kind).collect();
+        let modes = |name: &String| name.starts_with("default_transaction_");
+        let (read_only, isolation) = match all[..] {
+            [Kind::Transaction(Control::Commit { chain: true } | Control::Rollback { chain: true })]
+                if !self.unread.iter().any(modes) =>
+            {
+                (self.txn.read_only, self.txn.isolation)
+            }
+            [
+                ..,
+                Kind::Transaction(Control::Commit { chain: false } | Control::Rollback { chain: false }),
+                Kind::Transaction(Control::Begin { read_only, isolation }),
+            ] if survey.query.is_some() => (*read_only, *isolation),
+            _ => return false,
+        };
+        self.context_moved |= self.context_local;
+        self.current = self.shard.current();
+        self.txn = Transaction {
+            status: self.txn.status,
+            side: self.txn.side,
+            ticket: self.shard.ticket(),
+            isolation,
+            read_only,
+            prologue: vec![begin(read_only, isolation)],
+            ..Transaction::default()
+        };
+        self.shared.transaction_since.set(Some(now));
+        true
     }
 
     pub(super) fn note_mode(&mut self, effect: &Effect) {

@@ -14,7 +14,7 @@ use hashbrown::HashMap;
 
 use super::{
     client::Statement,
-    count::handles,
+    count::{handles, names},
     global::Global,
     host::{Closing, PoolHost, patiently},
     mirror,
@@ -104,7 +104,7 @@ impl Shard {
             let new = Rc::new(self.global.current());
             let old = self.current.replace(Rc::clone(&new));
             if old.config.policy.generation != new.config.policy.generation {
-                *self.hot.borrow_mut() = handles(&self.global, &new.config);
+                self.hot.replace_with(|old| old.renewed(names(&new.config)));
             }
             if old.config.backends != new.config.backends {
                 self.drop_idle();
@@ -305,8 +305,9 @@ impl Shard {
                 pool.take(limits).await
             };
             let taken = patiently(take, wait.map(|d| began + d), client).await;
-            self.hot.borrow().pool_wait(side, began.elapsed());
-            self.stats(&client.user, side).wait(began.elapsed());
+            let waited = began.elapsed();
+            self.hot.borrow().pool_wait(side, waited);
+            self.stats(&client.user, side).wait(waited);
             let mut server = taken?;
             if self.global.is_paused(side) {
                 pool.put(server, began); // while it waited

@@ -9,8 +9,10 @@ use super::{
     send::names_statement,
 };
 use crate::{
+    backend::server::Server,
+    error::ClientError,
     statement::{Effect, Kind, Plan},
-    wire::frame::Fields,
+    wire::frame::{self, Fields},
 };
 
 /// A portal whose execution changes names.
@@ -41,6 +43,41 @@ impl Client {
         }
     }
 
+    /// May the client prepare one more statement, beside `more` that are about to be?
+    pub(super) fn too_many_names(&self, name: &[u8], more: usize) -> Option<Box<ClientError>> {
+        let limit = self.current.config.limits.max_client_statements;
+        if name.is_empty() || self.registry.len() + more < limit || self.registry.get(name).is_some() {
+            return None;
+        }
+        let error = ClientError::error("54000", format!("more than {limit} prepared statements"));
+        let hint = "Close those that are not used any more, or raise limits.max_client_statements.";
+        Some(Box::new(error.hint(hint)))
+    }
+
+    /// As above, for SQL-level PREPARE.
+    pub(super) fn too_many_prepared(&self, plan: &Plan) -> Option<Box<ClientError>> {
+        let name =
+            |kind: &Kind| if let Kind::Prepare { name, .. } = kind { Some(name.clone()) } else { None };
+        let mut names = plan.statements.iter().filter_map(|statement| name(&statement.kind));
+        names.find_map(|name| self.too_many_names(name.as_bytes(), 0))
+    }
+
+    /// Has the client changed so many names that the server should answer first? Then it is asked to. What was answered
+    /// cannot be undone any more: it need not be remembered, however long the batch is.
+    pub(super) fn is_far_ahead(&mut self, server: &mut Server, flight: &mut Flight) -> bool {
+        if self.registry.unsettled() > MOST_UNSETTLED {
+            let (pending, on_server) = self.pipeline.changes_outstanding();
+            self.registry.settle_before(pending);
+            server.known.settle_before(on_server);
+        }
+        let far = self.registry.unsettled() > MOST_UNSETTLED && !self.pipeline.copies_in();
+        if far && !flight.asked {
+            frame::put(&mut server.conn.output, b'H', |_| {});
+        }
+        flight.asked = far;
+        far
+    }
+
     /// A Bind of the statement that the client calls `statement`: its Executes may come later, or never.
     pub(super) fn note_naming_portal(&mut self, portal: &[u8], statement: &[u8]) {
         self.naming_portals.retain(|p| *p.name != *portal);
@@ -61,6 +98,9 @@ impl Client {
             None
         };
         let statement = Rc::clone(executed.unwrap_or(statement));
+        if self.naming_portals.len() >= MOST_PORTALS {
+            self.naming_portals.remove(0);
+        }
         self.naming_portals.push(NamingPortal { name: portal.into(), entry, statement });
     }
 
@@ -75,3 +115,8 @@ impl Client {
         self.await_tags(&entry.plan, Some(&statement.sql), flight);
     }
 }
+
+/// Changes of names that the server has not answered yet, beyond which no more of the batch is sent.
+const MOST_UNSETTLED: usize = 10_000;
+/// Portals with such statements that are remembered; nobody has more than a few.
+const MOST_PORTALS: usize = 100;

@@ -85,7 +85,7 @@ impl Client {
     }
 
     pub(super) fn survey_simple(&mut self, length: usize, function: bool, unsure: bool) -> Survey {
-        let mut survey = Survey::default();
+        let mut survey = Survey { runs: true, ..Survey::default() };
         if function {
             let context = self.meant(unsure);
             survey.executed.push(Entry::new(
@@ -99,6 +99,7 @@ impl Client {
             if is_prologue(&entry) {
                 survey.text = Some(String::from_utf8_lossy(text).into_owned());
             }
+            survey.excess = self.too_many_prepared(&entry.plan);
             survey.executed.push(self.resolve(&entry, &context));
             survey.query = Some(entry);
         }
@@ -107,6 +108,9 @@ impl Client {
 
     /// Chooses the side; `true` when the transaction block must move there first.
     fn choose(&mut self, survey: &Survey, unit: Unit) -> Result<(Choice, bool), ClientError> {
+        if let Some(excess) = &survey.excess {
+            return Err(ClientError::clone(excess));
+        }
         let block = self.txn.status != Status::Idle;
         let stay = self.txn.side.filter(|_| block).unwrap_or(Side::Source);
         let Some(footprint) = self.footprint(survey) else {
@@ -265,6 +269,7 @@ impl Client {
                     if !flight.later.is_empty() {
                         survey.executed.append(&mut flight.later);
                         survey.text = None;
+                        survey.runs = true;
                         choice.footprint = self.footprint(&survey);
                     }
                     let now = Instant::now();
@@ -325,7 +330,12 @@ impl Client {
                     self.conn.output.extend_from_slice(&frame);
                     return Err(End::ServerSaid);
                 }
-                ClientError::error("08006", format!("the {side} refused the connection"))
+                let what = if self.keeps_servers() && self.servers[side.index()].is_some() {
+                    "session's settings"
+                } else {
+                    "connection"
+                };
+                ClientError::error("08006", format!("the {side} refused the {what}"))
                     .detail(frame::error_text(&frame))
             }
             Refused::Unreachable(why) => {

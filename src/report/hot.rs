@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
+    collections::BTreeMap,
     sync::Arc,
     time::Duration,
 };
@@ -48,6 +49,8 @@ impl Op {
 pub struct HotHandles {
     metrics: Arc<Metrics>,
     repositories: Vec<Repository>,
+    /// What handles counted that are gone.
+    earlier: BTreeMap<String, Totals>,
     /// Bytes received from clients.
     pub client_received: Count,
     /// Bytes sent to clients.
@@ -80,13 +83,23 @@ struct Repository {
     failed: [Cell<u64>; 2],
 }
 
-/// Statements and errors of one repository since its handles were made, by [`Side::index`].
+/// Statements and errors of one repository, by [`Side::index`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
     /// Statements answered.
     pub queries: [u64; 2],
     /// Errors answered.
     pub errors: [u64; 2],
+}
+
+impl Totals {
+    /// Adds what others counted.
+    pub fn add(&mut self, other: &Totals) {
+        for side in 0..2 {
+            self.queries[side] += other.queries[side];
+            self.errors[side] += other.errors[side];
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -128,6 +141,7 @@ impl HotHandles {
         };
         Self {
             metrics: Arc::clone(metrics),
+            earlier: BTreeMap::new(),
             repositories: repositories.into_iter().map(repository).collect(),
             client_received: metrics.counter(&names::CLIENT_RECEIVED_BYTES, &[]),
             client_sent: metrics.counter(&names::CLIENT_SENT_BYTES, &[]),
@@ -211,8 +225,14 @@ impl HotHandles {
         self.pool_wait[side.index()].record(waited);
     }
 
-    /// What was counted, by repository.
-    pub fn totals(&self) -> Vec<Totals> {
+    /// Handles for other repositories, or the same ones in another order: what was counted stays.
+    #[must_use]
+    pub fn renewed<'a>(&self, repositories: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { earlier: self.totals(), ..Self::new(&self.metrics, repositories) }
+    }
+
+    /// What was counted, by repository; of those that are gone as well.
+    pub fn totals(&self) -> BTreeMap<String, Totals> {
         let count = |r: &Repository, side: usize| {
             let ops = r.queries[side].iter().filter_map(OnceCell::get);
             ops.map(|q| q.count.get()).sum()
@@ -221,7 +241,11 @@ impl HotHandles {
             queries: [count(r, 0), count(r, 1)],
             errors: [r.failed[0].get(), r.failed[1].get()],
         };
-        self.repositories.iter().map(totals).collect()
+        let mut all = self.earlier.clone();
+        for repository in &self.repositories {
+            all.entry(repository.name.clone()).or_default().add(&totals(repository));
+        }
+        all
     }
 
     fn repository(&self, index: usize) -> Option<&Repository> {
@@ -232,6 +256,21 @@ impl HotHandles {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn totals_go_on_over_policies() {
+        let metrics = Arc::new(Metrics::new());
+        let mut hot = HotHandles::new(&metrics, ["default", "document"]);
+        for (repositories, index) in
+            [(vec!["default", "new", "document"], 1), (vec!["default"], 2), (vec!["document"], 0)]
+        {
+            hot.query(index, Side::Target, Op::Read, Duration::from_millis(2));
+            hot.error(index, Side::Source, "23505");
+            hot = hot.renewed(repositories);
+        }
+        let document = hot.totals()["document"];
+        assert_eq!((document.queries, document.errors), ([0, 2], [2, 0]));
+    }
 
     #[test]
     fn counts_go_on_over_threads_and_policies() {

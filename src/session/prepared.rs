@@ -224,6 +224,17 @@ impl<P> Registry<P> {
         self.gone.clear();
     }
 
+    /// How many changes are remembered.
+    pub fn unsettled(&self) -> usize {
+        self.undo.len()
+    }
+
+    /// Everything but the last `pending` changes was answered.
+    pub fn settle_before(&mut self, pending: usize) {
+        self.undo.drain(..self.undo.len().saturating_sub(pending));
+        self.gone.clear();
+    }
+
     /// A simple Query, or a Parse that fails, destroys the unnamed statement.
     pub fn drop_unnamed(&mut self) {
         self.unnamed = None;
@@ -347,6 +358,11 @@ impl Known {
     /// Everything sent so far was answered.
     pub fn settle(&mut self) {
         self.undo.clear();
+    }
+
+    /// See [`Registry::settle_before`].
+    pub fn settle_before(&mut self, pending: usize) {
+        self.undo.drain(..self.undo.len().saturating_sub(pending));
     }
 
     /// Gone without an undo (a simple Query destroys the unnamed statement; SQL-level DEALLOCATE).

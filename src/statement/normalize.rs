@@ -10,7 +10,7 @@ pub fn normalize(sql: &[u8], standard_conforming_strings: bool, out: &mut Vec<u8
     let (mut at, mut copied) = (0, 0);
     while let Some(&byte) = sql.get(at) {
         let (end, literal): (_, &[u8]) = match CLASS[usize::from(byte)] {
-            Class::Word => (Some(at + run(&sql[at..], |b| is_word(b) || b == b'$')), b""),
+            Class::Word => (Some(at + run(&sql[at..], |b| IN_WORD[usize::from(b)])), b""),
             Class::Digit => {
                 (Some(at + run(&sql[at..], |b| b.is_ascii_alphanumeric() || b == b'.' || b == b'_')), b"0")
             }
@@ -79,6 +79,17 @@ const CLASS: [Class; 256] = {
         }
         byte += 1;
     }
+};
+
+/// By byte: does a word that has begun go on with it?
+const IN_WORD: [bool; 256] = {
+    let mut inside = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        inside[byte] = matches!(CLASS[byte], Class::Word | Class::Digit | Class::Dollar);
+        byte += 1;
+    }
+    inside
 };
 
 fn is_word(b: u8) -> bool {

@@ -400,3 +400,40 @@ fn slow_reader() {
     assert_eq!(rows, 4000);
     assert!(peak < before + 4_000, "40 MB for a client that does not read cost {} KiB", peak - before);
 }
+
+/// A row whose OIDs are rewritten is held whole: a very long one is refused.
+#[test]
+fn long_rows_with_oids() {
+    needs_proxy!();
+    database("fail_long_row");
+    for (cluster, more) in [(oldest(), ""), (newest(), "CREATE TYPE a_first AS ENUM ('x');")] {
+        cluster.admin("fail_long_row").run(&format!(
+            "{more} CREATE TYPE a_mood AS ENUM ('fine'); CREATE TYPE a_pair AS (mood a_mood, note text); \
+             INSERT INTO documents VALUES (1, 'x', 7)"
+        ));
+    }
+    let mut settings = Settings::new("fail_long_row");
+    settings.document_reads_target = 100;
+    let proxy = settings.start();
+    let mut client = proxy.client("alice");
+    let before = proxy.resident_kib();
+    for block in [false, true] {
+        for (length, served) in [(1_000, true), (80_000_000, false)] {
+            let sql = format!("SELECT ROW('fine'::a_mood, repeat('x', {length}))::a_pair FROM documents");
+            if block {
+                client.run("BEGIN READ ONLY");
+            }
+            let bind = frames::bind_raw("", "", &[], &[1]);
+            client.send(&[frames::parse("", &sql), bind, frames::execute("", 0), frames::sync()].concat());
+            let answer = client.until_ready(1);
+            let row = answer.as_ref().is_ok_and(|frames| frames.iter().any(|f| f.kind == b'D'));
+            assert_eq!(row, served, "{length} bytes, in a block: {block}");
+            if row && block {
+                client.run("COMMIT");
+            } else if !block {
+                client.run("SELECT 1"); // the session goes on
+            }
+        }
+    }
+    assert!(proxy.resident_kib() < before + 150_000, "{} KiB", proxy.resident_kib());
+}

@@ -57,6 +57,41 @@ fn code_that_is_not_named() {
     }
 }
 
+/// DISCARD ALL of a session with connections to both sides cleans both; a pinned one gives both back.
+#[test]
+fn discard_all_cleans_both_sides() {
+    needs_proxy!();
+    for transaction in [false, true] {
+        let name = if transaction { "left_discard_t" } else { "left_discard_s" };
+        database(name);
+        for (cluster, side) in [(oldest(), "source"), (newest(), "target")] {
+            cluster.admin(name).run(&format!("INSERT INTO documents VALUES (1, '{side}', 0)"));
+        }
+        let mut settings = Settings::new(name);
+        if transaction {
+            settings = settings.transaction(1);
+        }
+        settings.document_reads_target = 100;
+        let proxy = settings.start();
+        let (mut client, mut other) = (proxy.client("alice"), proxy.client("alice"));
+        let hold = |client: &mut Wire| {
+            client.run("BEGIN READ ONLY");
+            client.run("DECLARE c CURSOR WITH HOLD FOR SELECT title FROM documents");
+            client.run("COMMIT");
+            client.run("FETCH c")
+        };
+        assert_eq!(hold(&mut client).as_deref(), Some("target"), "transaction pooling: {transaction}");
+        client.run("CREATE TEMP TABLE mine (id int)");
+        client.run("DISCARD ALL");
+        assert!(client.query("FETCH c").is_err_and(|e| e.sqlstate == "34000"));
+        assert!(client.query("SELECT * FROM mine").is_err_and(|e| e.sqlstate == "42P01"));
+        // In a pool of one, others are served at once, and the name is free where it was taken.
+        assert_eq!(other.run("SELECT count(*) FROM users").as_deref(), Some("0"));
+        let next = if transaction { &mut other } else { &mut client };
+        assert_eq!(hold(next).as_deref(), Some("target"), "transaction pooling: {transaction}");
+    }
+}
+
 /// Prepared statements that are named inside another statement, by simple queries and by the extended protocol.
 #[test]
 fn names_inside_statements() {

@@ -2,7 +2,7 @@
 
 use crate::support::{
     cluster::{database, newest, oldest},
-    needs_proxy,
+    frames, needs_proxy,
     proxy::{Proxy, Settings},
 };
 
@@ -126,6 +126,85 @@ fn savepoints_and_local_settings_move_along() {
             "SELECT count(*) FROM other.users => 0",
         ],
     );
+}
+
+#[test]
+fn a_block_behind_another_chooses_anew() {
+    needs_proxy!();
+    check(
+        "moves_chain",
+        &[
+            "BEGIN",
+            "INSERT INTO users VALUES (10, 'a')",
+            "W => source",
+            "COMMIT AND CHAIN",
+            "W => target",
+            "SET statement_timeout = '54321ms'",
+            "INSERT INTO users VALUES (11, 'b')",
+            "W => source",
+            "COMMIT; BEGIN",
+            "W => target",
+            "SHOW statement_timeout => 54321ms",
+            "ROLLBACK AND CHAIN",
+            "INSERT INTO users VALUES (12, 'c')",
+            "SAVEPOINT a",
+            "ROLLBACK AND CHAIN",
+            "W => target",
+            "COMMIT",
+            "SELECT string_agg(name, '') FROM users => ab",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            "SELECT count(*) FROM users => 2",
+            "COMMIT AND CHAIN",
+            "W => target",
+            "SHOW transaction_isolation => repeatable read",
+            "SHOW transaction_read_only => on",
+            "COMMIT",
+            "RESET ALL",
+        ],
+    );
+}
+
+/// A savepoint or setting that was bound and never executed is not repeated where the block goes.
+#[test]
+fn what_was_only_bound_does_not_move() {
+    needs_proxy!();
+    for transaction in [false, true] {
+        let proxy = start(if transaction { "moves_bound_t" } else { "moves_bound_s" }, transaction);
+        let mut client = proxy.client("alice");
+        client.run("BEGIN");
+        for sql in ["SAVEPOINT a", "SET LOCAL statement_timeout = '9s'"] {
+            client.send(&[frames::parse("", sql), frames::bind("", "", &[]), frames::sync()].concat());
+            client.until_ready(1).expect("bound");
+        }
+        client.run("SELECT title FROM public.documents WHERE id = 1");
+        client.run("INSERT INTO users VALUES (1, 'a')");
+        assert_eq!(client.run("SHOW statement_timeout").as_deref(), Some("0"));
+        let error = client.query("ROLLBACK TO a").expect_err("there is no savepoint");
+        assert_eq!(error.sqlstate, "3B001", "transaction pooling: {transaction}");
+    }
+}
+
+/// What a session has set and the other side refuses costs one error, not the session.
+#[test]
+fn settings_that_the_other_side_refuses() {
+    needs_proxy!();
+    let proxy = start("moves_refused", false);
+    newest().admin("moves_refused").run("CREATE ROLE only_there; GRANT only_there TO alice");
+    let mut client = proxy.client("alice");
+    let before = client.run("SELECT pg_backend_pid()");
+    client.run("BEGIN READ ONLY");
+    assert_eq!(client.run("SELECT title FROM documents WHERE id = 1").as_deref(), Some("target"));
+    client.run("SET ROLE only_there");
+    client.run("COMMIT");
+    let error = client.query("SELECT count(*) FROM users").expect_err("there is no such role");
+    assert_eq!(error.sqlstate, "08006");
+    assert!(error.message.contains("session's settings"), "{error:?}");
+    newest().admin("moves_refused").run("REVOKE only_there FROM alice");
+    oldest().admin("moves_refused").run("CREATE ROLE only_there; GRANT only_there TO alice");
+    client.run("RESET ROLE");
+    assert_eq!(client.run("SELECT pg_backend_pid()"), before, "the session is the same");
+    oldest().admin("moves_refused").run("DROP ROLE only_there");
+    newest().admin("moves_refused").run("DROP ROLE only_there");
 }
 
 #[test]

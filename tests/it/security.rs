@@ -4,6 +4,7 @@
 //! leaks between clients (7, 8) in `tenants`, SCRAM-PLUS (20) in `differential::startup`.
 
 mod auth;
+mod batches;
 mod hostile;
 
 use std::{

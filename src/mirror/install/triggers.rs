@@ -11,7 +11,8 @@ use super::{Error, label, with_partitions};
 use crate::{
     Side,
     mirror::{
-        capture::{Captured, TRIGGERS, identifier, literal, qualified},
+        apply::quote,
+        capture::{Captured, TRIGGERS, literal, qualified},
         shape::{Shape, Trigger},
     },
     statement::Table,
@@ -124,7 +125,7 @@ pub(super) async fn remove(
             own.then(|| {
                 format!(
                     "DROP TRIGGER IF EXISTS {} ON {}",
-                    identifier(&t.name),
+                    quote(&t.name),
                     qualified(&table.schema, &table.name)
                 )
             })

@@ -14,8 +14,7 @@ fn round_trips() {
         let mut client = proxy.client("alice");
         client.run("INSERT INTO t VALUES (0, 'warm')");
         let trips = || proxy.metric("mirror_round_trips_total", &["lead=\"source\""]);
-        let shipped =
-            || proxy.metric("mirror_transactions_total", &["lead=\"source\"", "outcome=\"both\""]);
+        let shipped = || proxy.metric("mirror_transactions_total", &["lead=\"source\"", "outcome=\"both\""]);
         // The client hears of it before the follower's end.
         wait_for("the first", || (shipped() - 1.0).abs() < 0.5);
         let before = (trips(), shipped());
