@@ -357,6 +357,11 @@ pub enum Unknown {
     /// It is not an entry as this version writes them.
     #[error("an entry that this version does not know")]
     Entry,
+    /// A truncation of a partitioned table without a key.
+    #[error(
+        "table number {0}, or a partition of it, was truncated: without a key only an operator knows what to delete"
+    )]
+    Partition(i32),
     /// A key of other columns than the table's.
     #[error("a key that does not fit table number {0}")]
     Key(i32),
@@ -386,6 +391,8 @@ impl Wanted {
             Operation::Truncate if table.has_key() => {
                 self.truncated.insert(number);
             }
+            // Of all of it, or of one partition? Only keys would tell.
+            Operation::Truncate if table.partitioned => return Err(Unknown::Partition(number)),
             Operation::Truncate => self.whole.entry(number).or_default().push(Whole::Truncate),
             Operation::Whole if !table.has_key() => {
                 self.whole.entry(number).or_default().push(Whole::Row(text.to_owned()));

@@ -132,6 +132,7 @@ pub struct Repairer {
     widest: usize,
     /// The follower failed last time: first let it come back, then read.
     follower_failed: bool,
+    swept: Instant,
     done: Done,
 }
 
@@ -175,6 +176,7 @@ impl Repairer {
             rewound: Instant::now(),
             widest: 1 << 16,
             follower_failed: false,
+            swept: Instant::now(),
             done: Done::default(),
         }
     }
@@ -224,6 +226,10 @@ impl Repairer {
         }
         let mut rows = self.read().await?;
         if rows.is_empty() {
+            if self.swept.elapsed() > SWEEP {
+                self.swept = Instant::now();
+                self.sweep(SWEPT).await?;
+            }
             self.rewind();
             return Ok(Round::Idle);
         }
@@ -363,8 +369,7 @@ impl Repairer {
         if let Some(follower) =
             self.apply[self.journal.other().index()].as_ref().filter(|_| !markers.is_empty())
         {
-            let sql = "DELETE FROM crossfade.applied WHERE lead = $1 AND xid = ANY ($2)";
-            follower.rows(sql, &[&self.journal.name(), &markers]).await?;
+            follower.rows(whole::UNMARK, &[&self.journal.name(), &markers]).await?;
         }
         Ok(())
     }
@@ -376,6 +381,9 @@ const WHOLE: &str = "whole rows could not be inserted, or wait for a truncation"
 const REPAIRER: i32 = 407_138;
 const MOST_ROWS: i64 = 2_000;
 const MOST_BYTES: i64 = 8 << 20;
+const SWEEP: Duration = Duration::from_secs(60);
+/// Markers this old are looked at.
+const SWEPT: Duration = Duration::from_secs(3_600);
 const REWIND: Duration = Duration::from_secs(5);
 
 const READ: &str = "SELECT id, xid, sync, entries FROM (

@@ -56,7 +56,7 @@ pub(super) struct Flight {
 #[derive(Debug, Default)]
 pub(super) struct Mirrored {
     /// Statements of our own stand before the unit: their answer, until it is whole.
-    pub(super) before: Option<(Script, Reply)>,
+    pub(super) before: Option<Box<(Script, Reply)>>,
     /// The error that it was.
     pub(super) refused: Option<Vec<u8>>,
     /// Their answer was an error: whatever the server says to the unit is not for the client.

@@ -248,7 +248,8 @@ impl Client {
 
     /// Takes the answer to what stands before the client's unit; `false` until it is whole.
     fn hidden_answer(&mut self, server: &mut Server, flight: &mut Flight) -> bool {
-        while let Some((_, reply)) = &mut flight.mirrored.before {
+        while let Some(before) = &mut flight.mirrored.before {
+            let reply = &mut before.1;
             let Ok(Some((tag, length))) = frame::header(&server.conn.input) else { return false };
             if server.conn.input.len() < length {
                 return false;
@@ -261,7 +262,7 @@ impl Client {
             if let Some(status) = done {
                 server.status = status;
                 flight.mirrored.mute = reply.error.is_some();
-                if let Some((script, reply)) = flight.mirrored.before.take() {
+                if let Some((script, reply)) = flight.mirrored.before.take().map(|b| *b) {
                     script.answered(server, &reply);
                     flight.mirrored.refused = reply.error;
                 }

@@ -1,5 +1,13 @@
 //! Journal to follower: each ends with equal tables and an empty journal, or with the reason in sight.
 
+mod conflicts;
+mod cuts;
+mod keyless;
+mod races;
+mod recovery;
+mod serve;
+mod storm;
+
 use std::{sync::Arc, time::Duration};
 
 use crossfade::{

@@ -32,7 +32,7 @@ impl Hold {
     }
 }
 
-/// From 50 ms, doubled with each attempt, to 30 s.
+/// From 50 ms, doubled with each attempt, to 5 s.
 fn wait(attempts: u32) -> Duration {
     FIRST.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LONGEST)
 }
@@ -116,7 +116,7 @@ impl Holds {
 }
 
 const FIRST: Duration = Duration::from_millis(50);
-const LONGEST: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(5);
 const MOST: usize = 10_000;
 
 #[cfg(test)]
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(wait(1), Duration::from_millis(50));
         assert_eq!(wait(2), Duration::from_millis(100));
         assert_eq!(wait(6), Duration::from_millis(1600));
-        assert_eq!(wait(11), LONGEST);
+        assert_eq!(wait(8), LONGEST);
         assert_eq!(wait(u32::MAX), LONGEST);
     }
 

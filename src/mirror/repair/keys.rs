@@ -188,7 +188,9 @@ impl Repairer {
             self.holds.fail(key, text, now);
         }
         self.status.error(word);
-        if let Some(key) = keys.first() {
+        // Not at every attempt.
+        let seldom = |key: &&Key| self.holds.why(key).is_some_and(|h| h.attempts.is_power_of_two());
+        if let Some(key) = keys.first().filter(seldom) {
             let (journal, table, keys) = (self.journal, self.name_of(key), keys.len());
             tracing::warn!(%journal, table, keys, reason, "rows could not be shipped; they are tried again");
         }

@@ -52,6 +52,25 @@ impl Repairer {
         Ok(())
     }
 
+    /// Removes markers whose journal rows are gone: of a crash between the two, and of the data path. Not the young
+    /// ones. A marker that can be seen is of a transaction that is over on the lead: the follower commits last.
+    pub async fn sweep(&mut self, age: std::time::Duration) -> Result<(), Error> {
+        let (journal, follower) = (self.journal, self.journal.other());
+        self.connect_look(journal).await?;
+        self.connect_apply(follower).await?;
+        let session = self.apply[follower.index()].as_ref().expect("connected");
+        let markers = session.rows(OLD, &[&journal.name(), &age.as_secs_f64()]).await?;
+        let markers: Vec<String> = markers.iter().map(|row| row.get(0)).collect();
+        if markers.is_empty() {
+            return Ok(());
+        }
+        let needed = self.lead().rows(NEEDED, &[&markers]).await?;
+        let needed: BTreeSet<String> = needed.iter().map(|row| row.get(0)).collect();
+        let stale: Vec<&String> = markers.iter().filter(|m| !needed.contains(*m)).collect();
+        session.rows(UNMARK, &[&journal.name(), &stale]).await?;
+        Ok(())
+    }
+
     /// Rows up to `last` that are not at hand, and what they hold for tables without a key.
     async fn waiting(&self, rows: &[JournalRow], last: i64) -> Result<Waiting, Error> {
         let ids: Vec<i64> = rows.iter().map(|r| r.id).collect();
@@ -177,6 +196,12 @@ const MARK: &str =
 const WAITING: &str = "SELECT j.id, pg_catalog.left(e, 1), pg_catalog.substring(e, '^[RT]([0-9]+):')::int4
   FROM crossfade.journal j CROSS JOIN LATERAL pg_catalog.unnest(j.entries) AS e
   WHERE j.id < $1 AND j.id <> ALL ($2::int8[]) AND e ~ '^[RT][0-9]+:'";
+/// Removes markers of a lead.
+pub(super) const UNMARK: &str = "DELETE FROM crossfade.applied WHERE lead = $1 AND xid = ANY ($2)";
+const OLD: &str = "SELECT xid FROM crossfade.applied
+  WHERE lead = $1 AND at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) LIMIT 10000";
+const NEEDED: &str = "SELECT m FROM pg_catalog.unnest($1::text[]) AS m
+  WHERE EXISTS (SELECT FROM crossfade.journal j WHERE j.xid = pg_catalog.split_part(m, ':', 1)::xid8)";
 const PART: usize = 500;
 
 #[cfg(test)]

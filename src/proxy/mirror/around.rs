@@ -36,7 +36,7 @@ impl Client {
         let numbers = self.numbers_of(repositories);
         script.call(server, own::ARM, &[Some(numbers.as_bytes()), Some(server.side.name().as_bytes())]);
         Script::sync(server);
-        flight.mirrored.before = Some((script, Reply::default()));
+        flight.mirrored.before = Some(Box::new((script, Reply::default())));
     }
 
     /// Waits for the answer to what stands before the unit: where the unit cannot be sent right behind it.
@@ -45,7 +45,7 @@ impl Client {
         server: &mut Server,
         flight: &mut Flight,
     ) -> std::io::Result<()> {
-        let Some((script, _)) = flight.mirrored.before.take() else { return Ok(()) };
+        let Some((script, _)) = flight.mirrored.before.take().map(|b| *b) else { return Ok(()) };
         let reply = server.reply(&self.shard.buffers).await?;
         script.answered(server, &reply);
         flight.mirrored.mute = reply.error.is_some();

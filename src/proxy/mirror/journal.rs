@@ -80,6 +80,7 @@ async fn supervise(global: Weak<Global>, mut stopped: watch::Receiver<bool>) {
             } else {
                 for side in Side::BOTH {
                     strong.mirrored.status.repairer(side, "off");
+                    strong.mirrored.status.depth(side, None);
                 }
             }
         }
