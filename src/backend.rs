@@ -6,5 +6,6 @@ pub mod control;
 pub mod line;
 pub mod login;
 pub mod pool;
+pub mod script;
 pub mod server;
 pub mod tls;

@@ -5,6 +5,7 @@
 //! `crossfade.journal` for the repairer. `docs/architecture.md` is the map.
 
 pub mod apply;
+pub mod batch;
 pub mod capture;
 pub mod facts;
 pub mod install;
@@ -18,3 +19,4 @@ pub mod shape;
 pub mod status;
 pub mod tables;
 pub mod watch;
+pub mod write_set;

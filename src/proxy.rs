@@ -1,10 +1,12 @@
 //! Drives one client connection through the flow, and everything that runs beside it.
 
+mod cancel;
 mod checkout;
 mod client;
 mod count;
 mod extended;
 mod feed;
+mod flight;
 mod global;
 mod health;
 mod host;

@@ -38,6 +38,8 @@ pub struct PoolKey {
     pub parameters: Rc<[(String, String)]>,
     /// Minor protocol version.
     pub minor: u16,
+    /// Its connections apply rows, as crossfade's own role.
+    pub applies: bool,
 }
 
 /// Why there is no connection.

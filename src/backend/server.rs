@@ -58,6 +58,8 @@ pub struct Server {
     pub gate: Rc<CancelGate>,
     /// How long it may take to answer statements of crossfade's own that wait for no lock.
     pub patience: Duration,
+    /// Its clock, in seconds since 1970, less this process's own; only where rows are applied.
+    pub clock: f64,
     /// Counted as handed out by its pool for as long as this is here.
     pub lease: Option<Lease>,
     /// Its place in the budget.
@@ -99,6 +101,7 @@ pub struct Travelling {
     opened: Instant,
     transactions: u64,
     patience: Duration,
+    clock: f64,
     permit: Permit,
 }
 
@@ -329,6 +332,7 @@ impl Server {
             opened: self.opened,
             transactions: self.info.transactions.get(),
             patience: self.patience,
+            clock: self.clock,
             permit: self.permit,
         })
     }
@@ -393,6 +397,7 @@ impl Travelling {
             info,
             gate: Rc::default(),
             patience: self.patience,
+            clock: self.clock,
             lease: None,
             spent: false,
             permit: self.permit,

@@ -156,6 +156,7 @@ impl Client {
         let reported = parameters.iter().find(|(n, _)| n == "client_encoding").map(|(_, v)| v.as_str());
         let encoding = get("client_encoding").or(reported).unwrap_or_default().to_ascii_uppercase();
         let ascii_safe = !UNSAFE_ENCODINGS.contains(&encoding.as_str());
+        self.utf8 = matches!(encoding.as_str(), "UTF8" | "UTF-8" | "UNICODE");
         self.context = self.shard.context(settings::search_path(path, user), strings, ascii_safe);
         let isolation = get("default_transaction_isolation").unwrap_or(&defaults.isolation);
         self.read_committed = matches!(isolation, "read committed" | "read uncommitted");

@@ -83,6 +83,8 @@ pub(super) struct Client {
     pub(super) context_moved: bool,
     /// What names mean is not what it will be after the block.
     pub(super) context_local: bool,
+    /// Its client encoding is UTF-8.
+    pub(super) utf8: bool,
     /// It has done DISCARD ALL: what it left on its other server must go as well.
     pub(super) discards: bool,
     /// It has temporary tables.

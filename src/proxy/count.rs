@@ -51,6 +51,19 @@ impl Shard {
         hot.backend_sent[side.index()].increment(server[1]);
     }
 
+    /// One more round trip of a transaction that `lead` leads.
+    pub(super) fn count_trip(&self, lead: Side) {
+        self.hot.borrow().mirror_trips[lead.index()].increment(1);
+    }
+
+    pub(super) fn count_mirrored(&self, lead: Side, outcome: &'static str) {
+        self.hot.borrow().mirrored(lead, outcome);
+    }
+
+    pub(super) fn count_follower_failure(&self, side: Side, reason: &'static str) {
+        self.hot.borrow().follower_failure(side, reason);
+    }
+
     pub(super) fn count_transaction(&self, side: Side, committed: bool) {
         self.hot.borrow().transaction(side, committed);
     }

@@ -6,8 +6,8 @@ use bytes::BytesMut;
 
 use super::{
     client::{Client, End, Statement},
+    flight::Flight,
     plans::{self, Entry, SearchContext},
-    relay::Flight,
 };
 use crate::{
     Side,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::{
     client::{Client, End, lost_sync},
     extended::Survey,
-    relay::Flight,
+    flight::Flight,
 };
 use crate::{
     Side,
@@ -63,6 +63,21 @@ impl Client {
                 _ if copying => {}
                 Frontend::Sync => self.pipeline.sent(Expect::Sync),
                 _ if self.pipeline.skips() => {} // and so does the server
+                Frontend::Query
+                | Frontend::FunctionCall
+                | Frontend::Bind
+                | Frontend::Execute
+                | Frontend::Parse
+                    if self.txn.captured != 0 || flight.mirrored.wrapped =>
+                {
+                    // What comes now could end the transaction before its rows are shipped.
+                    return Err(ClientError::fatal(
+                        "0A000",
+                        "a batch that writes mirrored tables cannot go on here",
+                    )
+                    .hint("Send a Sync after COPY before other messages.")
+                    .into());
+                }
                 Frontend::Query => self.query_in_batch(length, server, flight)?,
                 Frontend::FunctionCall => self.pipeline.sent(Expect::Function),
                 Frontend::Flush | Frontend::Password => {}

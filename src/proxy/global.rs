@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    mirror::Mirrored,
+    mirror::{self, Mirrored},
     shard::{Current, Shard},
 };
 use crate::{
@@ -37,6 +37,7 @@ pub(super) struct Global {
     pub(super) version: AtomicU64,
     pub(super) budgets: Budgets,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) mirror: mirror::State,
     pub(super) mirrored: Mirrored,
     pub(super) draining: AtomicBool,
     backends: [AtomicU8; 2],
@@ -97,6 +98,7 @@ impl Global {
             version: AtomicU64::new(1),
             budgets: Budgets::default(),
             metrics,
+            mirror: mirror::State::default(),
             mirrored: Mirrored::default(),
             draining: AtomicBool::new(false),
             backends: [AtomicU8::new(UNKNOWN), AtomicU8::new(UNKNOWN)],

@@ -248,6 +248,7 @@ fn client(
         set_side: Side::Source,
         context_moved: false,
         context_local: false,
+        utf8: false,
         discards: false,
         temporary: false,
         shared: seen,
@@ -283,6 +284,7 @@ fn pools(shard: &Rc<Shard>, login: &Login, mode: PoolMode, config: &Config) -> [
             database: config.backends[side.index()].database.as_str().into(),
             parameters: Rc::clone(&parameters),
             minor: login.minor,
+            applies: false,
         };
         shard.pool(key, login.credentials.clone())
     })

@@ -2,7 +2,6 @@
 //! later messages of an open batch to the server. Rows are passed on without being read.
 
 use std::{
-    collections::VecDeque,
     io,
     rc::Rc,
     task::{Context, Poll},
@@ -11,7 +10,7 @@ use std::{
 
 use super::{
     client::{Client, End, last_words},
-    rows::Portal,
+    flight::{Awaited, Broken, Flight},
     shared::Signal,
 };
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
     session::{
         pipeline::{Expect, Reaction},
         transaction::Status,
-        words::{self, Moved},
+        words,
     },
     wire::{
         conn::shift,
@@ -30,77 +29,6 @@ use crate::{
         oids::{self},
     },
 };
-
-/// What one exchange has seen so far.
-#[derive(Debug, Default)]
-pub(super) struct Flight {
-    /// Bytes of the server's current frame that are passed on unread.
-    pub(super) passing: usize,
-    /// Bytes of the client's current CopyData that are passed on unread.
-    pub(super) feeding: usize,
-    /// Something of the answer is on its way to the client.
-    pub(super) answered: bool,
-    /// SQLSTATE of the last error.
-    pub(super) sqlstate: Option<[u8; 5]>,
-    /// The answer comes from outside of the client's block, see `Choice::aside`.
-    pub(super) aside: bool,
-    /// The server said FATAL.
-    pub(super) fatal: bool,
-    /// Nothing of a failed answer may reach the client: the unit is run elsewhere then.
-    pub(super) retryable: bool,
-    /// SQL-level PREPARE, DEALLOCATE and DISCARD whose command tags are awaited.
-    pub(super) awaited: VecDeque<Awaited>,
-    /// Portals whose rows are due, in the order of the Executes (target only).
-    pub(super) rows: VecDeque<Option<Rc<Portal>>>,
-    /// Statements that are being described, in order (target only).
-    pub(super) described: VecDeque<Option<Rc<super::client::Statement>>>,
-    /// The tag of the last CommandComplete was `ROLLBACK`.
-    pub(super) rolled_back: bool,
-    /// The text was sent with another name of a prepared statement in it: the client's name, and what that moved.
-    pub(super) renamed: Option<(Box<[u8]>, Moved)>,
-    /// What messages of the client executed that came after the unit was begun.
-    pub(super) later: Vec<Rc<super::plans::Entry>>,
-    /// Addresses of those.
-    pub(super) seen: std::collections::HashSet<*const super::plans::Entry>,
-    /// The server was asked to answer before more is sent to it.
-    pub(super) asked: bool,
-    /// What of the batch was sent may have changed the search path.
-    pub(super) unsure: bool,
-    /// The client broke the protocol: the server has been told, nothing more is read.
-    pub(super) deaf: bool,
-}
-
-/// What is done to names and settings once the server says that the statement was carried out.
-#[derive(Debug)]
-pub(super) enum Awaited {
-    /// Tag `PREPARE`.
-    Prepare { name: Box<[u8]>, statement: Rc<super::client::Statement> },
-    /// Tag `DEALLOCATE`.
-    Deallocate { name: Box<[u8]> },
-    /// Tag `DEALLOCATE ALL`.
-    DeallocateAll,
-    /// Tag `DISCARD ALL`.
-    DiscardAll,
-}
-
-/// Why an exchange did not come to its end.
-#[derive(Debug)]
-pub(super) enum Broken {
-    /// The client's side.
-    Client(End),
-    /// The server closed the connection or broke the protocol; the text names the cause.
-    Server(String),
-}
-
-impl Flight {
-    /// The server will not answer these.
-    fn forget(&mut self, lost: &[Expect]) {
-        let count = |wanted: &[Expect]| lost.iter().filter(|e| wanted.contains(e)).count();
-        self.rows.drain(..count(&[Expect::Execute]).min(self.rows.len()));
-        let described = count(&[Expect::Describe, Expect::HiddenDescribe]);
-        self.described.drain(..described.min(self.described.len()));
-    }
-}
 
 impl Client {
     /// Drives the exchange until nothing is outstanding.
@@ -232,7 +160,13 @@ impl Client {
     fn scan(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), Broken> {
         let shard = Rc::clone(&self.shard);
         let mut at = 0;
+        if flight.mirrored.before.is_some() && !self.hidden_answer(server, flight) {
+            return Ok(());
+        }
         loop {
+            if flight.mirrored.after.is_some() && self.pipeline.is_idle() {
+                break; // what follows is not the client's
+            }
             let input = &server.conn.input;
             if flight.passing > 0 {
                 let n = flight.passing.min(input.len() - at);
@@ -247,6 +181,15 @@ impl Client {
             let Some((tag, length)) = frame::header(&input[at..]).map_err(|e| protocol(e.0))? else { break };
             let message = Backend::from_tag(tag).ok_or_else(|| protocol(&format!("message type {tag}")))?;
             let rewritten = tag == b'D' && self.rewrites_rows(flight);
+            if !flight.mirrored.held.is_empty()
+                && !matches!(message, Backend::Ready | Backend::Notice | Backend::ParameterStatus)
+            {
+                // That tag was not the last one.
+                shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
+                at = 0;
+                self.conn.output.extend_from_slice(&flight.mirrored.held.split());
+            }
+            let input = &server.conn.input;
             if message == Backend::Relayed && !rewritten {
                 flight.passing = length;
                 continue;
@@ -273,13 +216,20 @@ impl Client {
             let renamed = error.and_then(|error| self.in_client_words(error, flight));
             let mut lost = Vec::new();
             match (self.pipeline.answered(message, &mut lost), renamed) {
-                (Reaction::Forward, None) => at += length,
+                (Reaction::Forward, None) if !flight.mirrored.mute && !flight.mirrored.holds(message) => {
+                    at += length;
+                }
                 (reaction, renamed) => {
                     flight.answered |= at > 0;
                     shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
-                    server.conn.consume(length, &shard.buffers);
                     at = 0;
-                    if let (Reaction::Forward, Some(renamed)) = (reaction, renamed) {
+                    if reaction == Reaction::Forward && flight.mirrored.keeps(message) {
+                        flight.mirrored.held.extend_from_slice(&server.conn.input[..length]);
+                    }
+                    server.conn.consume(length, &shard.buffers);
+                    if let (Reaction::Forward, Some(renamed), false) =
+                        (reaction, renamed, flight.mirrored.mute)
+                    {
                         flight.answered = true;
                         self.conn.output.extend_from_slice(&renamed);
                     }
@@ -294,6 +244,31 @@ impl Client {
         flight.answered |= at > 0;
         shift(&mut server.conn.input, at, &mut self.conn.output, &shard.buffers);
         Ok(())
+    }
+
+    /// Takes the answer to what stands before the client's unit; `false` until it is whole.
+    fn hidden_answer(&mut self, server: &mut Server, flight: &mut Flight) -> bool {
+        while let Some(before) = &mut flight.mirrored.before {
+            let reply = &mut before.1;
+            let Ok(Some((tag, length))) = frame::header(&server.conn.input) else { return false };
+            if server.conn.input.len() < length {
+                return false;
+            }
+            let done = reply.take(tag, &server.conn.input[..length]);
+            if tag == b'S' {
+                server.note_parameter(length);
+            }
+            server.conn.consume(length, &self.shard.buffers);
+            if let Some(status) = done {
+                server.status = status;
+                flight.mirrored.mute = reply.error.is_some();
+                if let Some((script, reply)) = flight.mirrored.before.take().map(|b| *b) {
+                    script.answered(server, &reply);
+                    flight.mirrored.refused = reply.error;
+                }
+            }
+        }
+        true
     }
 
     /// Looks at a whole frame at `range` of the server's input before it is passed on.
@@ -312,7 +287,9 @@ impl Client {
                 let status =
                     status.ok_or_else(|| Broken::Server("an unknown transaction status".to_owned()))?;
                 server.status = status;
-                if flight.aside {
+                if flight.mirrored.wrapped {
+                    // The block is ours.
+                } else if flight.aside {
                     let failed = flight.sqlstate.is_some();
                     self.txn.status = if failed { Status::Failed } else { Status::Block };
                     body[0] = self.txn.status.byte();

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::{client::Client, relay::Flight};
+use super::{client::Client, flight::Flight};
 use crate::{
     Side,
     backend::server::Server,

@@ -5,8 +5,8 @@ use std::{future::poll_fn, io, rc::Rc, time::Instant};
 use super::{
     client::{Client, End, Unit},
     extended::{Survey, names_in},
+    flight::{Broken, Flight},
     plans::Entry,
-    relay::{Broken, Flight},
     shared::{Running, Signal},
 };
 use crate::{
@@ -81,7 +81,7 @@ impl Client {
             self.await_tags(&entry.plan, Some(&text), flight);
             let taken = self.registry.get(name.as_bytes()).is_some();
             let new = match flight.awaited.front() {
-                Some(super::relay::Awaited::Prepare { name, statement }) if !taken => {
+                Some(super::flight::Awaited::Prepare { name, statement }) if !taken => {
                     statement.server_name(name, self.naming()).to_vec()
                 }
                 _ => {
@@ -164,7 +164,7 @@ impl Client {
         }
         server.known.settle();
         match answer {
-            Err(QueryError::Io(e)) => Err(SendError::Server(e.to_string())),
+            Err(QueryError::Io(e)) => Err(SendError::Broken(Broken::Server(e.to_string()))),
             Err(QueryError::Server(_)) | Ok(_) => Ok(()),
         }
     }
@@ -177,6 +177,19 @@ impl Client {
             self.make_known(&name, server).await?;
         }
         Ok(())
+    }
+
+    /// Sends a unit and sees it through.
+    pub(super) async fn send_and_exchange(
+        &mut self,
+        unit: Unit,
+        length: usize,
+        survey: &mut Survey,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<(), SendError> {
+        self.send(unit, length, survey, server, flight).await?;
+        self.exchange(server, flight).await.map_err(SendError::Broken)
     }
 
     pub(super) async fn exchange(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), Broken> {
@@ -205,10 +218,10 @@ impl Client {
     }
 }
 
-/// Why a unit could not be sent.
+/// Why a unit could not be sent, or its exchange did not come to its end.
 pub(super) enum SendError {
     End(End),
-    Server(String),
+    Broken(Broken),
 }
 
 pub(super) fn names_statement(statement: &crate::statement::Statement) -> bool {

@@ -103,10 +103,12 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     metrics.config_accepted(&config.hash, &config.policy);
     controls.set(&config);
     let fingerprints = Box::pin(load_catalog(&global, &controls, None)).await;
+    let learning = mirror::learn(&global, &controls);
 
     let (threads, ended) = start_threads(&global, &config);
     let mirroring =
         mirror::start(&global).map_err(|e| ServeError::Io("could not start the thread of mirroring", e))?;
+    mirror::ready(&global).await;
     follow_reloads(&global, &client_tls, logs, &controls);
     let _watching = reload::watch(&live).map_err(|e| {
         ServeError::Io("could not watch the configuration file", io::Error::other(e.to_string()))
@@ -133,6 +135,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     drop(mirroring);
     // Control connections say good-bye when their pools are gone.
     health.abort();
+    learning.iter().for_each(tokio::task::JoinHandle::abort);
     controls.close();
     tokio::time::sleep(GOODBYE).await;
     tracing::info!("crossfade has stopped");

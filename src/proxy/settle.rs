@@ -6,7 +6,7 @@ use super::{
     checkout::CONTEXT,
     client::{Client, End},
     extended::Survey,
-    relay::Flight,
+    flight::Flight,
     transact::Choice,
 };
 use crate::{
@@ -224,9 +224,12 @@ impl Client {
                     let prologue = self.txn.prologue.first().cloned();
                     self.txn.prologue.clear();
                     self.txn.prologue.extend(prologue);
+                    self.txn.captured = 0;
+                    self.txn.armed = 0;
                     self.txn.fixed = true; // AND CHAIN
                 }
                 Kind::Transaction(_) => {
+                    self.txn.armed = 0;
                     self.context_moved |= self.context_local; // ROLLBACK TO undoes settings as well
                     self.note_prologue(survey);
                 }

@@ -11,21 +11,20 @@ use std::{
 
 use bytes::BytesMut;
 use hashbrown::HashMap;
-use tokio::sync::oneshot;
 
 use super::{
     client::Statement,
     count::{handles, names},
     global::Global,
     host::{Closing, PoolHost, patiently},
+    mirror,
     plans::{Entry, PlanLimits, Plans, SearchContext},
-    shared::{ClientShared, Running, Signal},
+    shared::ClientShared,
     stats::Stats,
 };
 use crate::{
     Side,
     backend::{
-        self,
         budget::Permit,
         login,
         pool::{Pool, PoolKey, PoolLimits, Refused},
@@ -61,8 +60,9 @@ pub(super) struct Shard {
     pub(super) stats: RefCell<StatsByUser>,
     /// Messages that take the place of a client's while they are written.
     pub(super) scratch: Cell<BytesMut>,
+    pub(super) apply_pools: RefCell<[Option<Rc<Pool>>; 2]>,
     interned: RefCell<Interned>,
-    current: RefCell<Rc<Current>>,
+    pub(super) current: RefCell<Rc<Current>>,
     statements: Cell<u64>,
     chance: Cell<u64>,
 }
@@ -90,6 +90,7 @@ impl Shard {
             closing: Cell::new(0),
             stats: RefCell::default(),
             scratch: Cell::default(),
+            apply_pools: RefCell::default(),
             interned: RefCell::default(),
             current: RefCell::new(current),
             statements: Cell::new(0),
@@ -202,6 +203,7 @@ impl Shard {
             return Err(unreachable("its catalog has not been read yet".to_owned()));
         }
         let own = config.auth.users.get(&*key.user).and_then(|u| u.backend[side.index()].clone());
+        let own = own.filter(|_| !key.applies);
         let (user, credentials) = match own {
             Some((user, secret)) => (user, Credentials::Secret(secret)),
             None => (key.user.to_string(), pool.credentials.borrow().clone()),
@@ -252,6 +254,7 @@ impl Shard {
             info,
             gate: Rc::default(),
             patience: config.timeouts.server_connect,
+            clock: 0.0,
             lease: None,
             permit,
         };
@@ -262,6 +265,9 @@ impl Shard {
         if let Some([Some(search_path), Some(isolation)]) = rows.first().map(Vec::as_slice) {
             server.defaults =
                 Rc::new(SessionDefaults { search_path: search_path.clone(), isolation: isolation.clone() });
+        }
+        if key.applies {
+            mirror::prepare(&mut server, &config.mirror, self.global.mirror.clock(), &self.buffers).await?;
         }
         pool.learn(&server);
         Ok(server)
@@ -370,45 +376,6 @@ impl Shard {
     /// Connections that are being closed.
     pub(super) fn closing(&self) -> usize {
         self.closing.get()
-    }
-
-    /// Asks the server to cancel what it runs.
-    pub(super) fn send_cancel(&self, running: Running) {
-        self.cancel_then(running, None);
-    }
-
-    fn cancel_then(&self, running: Running, done: Option<oneshot::Sender<()>>) {
-        let config = Arc::clone(&self.current.borrow().config);
-        let tls = self.global.backend_tls(running.side);
-        running.gate.enter();
-        tokio::task::spawn_local(async move {
-            let backend = &config.backends[running.side.index()];
-            let timeouts = &config.timeouts;
-            let sent = backend::connection::cancel(
-                backend,
-                &tls,
-                (running.process_id, &running.key),
-                timeouts,
-                timeouts.cancel_wait,
-            )
-            .await;
-            if let Err(error) = sent {
-                tracing::debug!(side = %running.side, %error, "a cancel request did not get through");
-            }
-            running.gate.leave();
-            drop(done);
-        });
-    }
-
-    /// A cancel request for a client of this thread. `done` is dropped when it is over.
-    pub(super) fn cancel(&self, client: u64, done: oneshot::Sender<()>) {
-        let Some(client) = self.clients.borrow().get(&client).cloned() else { return };
-        let running = client.running.borrow().clone();
-        match running {
-            Some(running) => self.cancel_then(running, Some(done)),
-            None if client.activity.get() == super::shared::Activity::Waiting => client.tell(Signal::Cancel),
-            None => {}
-        }
     }
 
     pub(super) fn is_draining(&self) -> bool {

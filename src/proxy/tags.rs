@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::{
     client::{Client, Statement},
+    flight::{Awaited, Flight},
     plans::Entry,
-    relay::{Awaited, Flight},
     send::names_statement,
 };
 use crate::{

@@ -6,8 +6,9 @@ use super::{
     checkout::UNREACHABLE,
     client::{Client, End, Unit, last_words},
     extended::Survey,
+    flight::{Broken, Flight},
+    mirror::Duty,
     plans::Entry,
-    relay::{Broken, Flight},
     send::SendError,
     settle::only_settings,
     shard::Shard,
@@ -236,6 +237,10 @@ impl Client {
                 (length, choice.fallback.map(|_| self.conn.input[..length].to_vec()))
             }
         };
+        let duty = match self.duty(&survey, choice.footprint.as_deref(), unit) {
+            Ok(duty) => duty,
+            Err(error) => return Box::pin(self.refuse(&error, unit)).await,
+        };
         loop {
             let began = Instant::now();
             let mut flight =
@@ -245,10 +250,19 @@ impl Client {
                 Err(refused) if self.fall_back(&mut choice, &refused) => continue,
                 Err(refused) => return Box::pin(self.not_served(choice.side, refused, unit)).await,
             };
-            let broken = match self.send(unit, length, &mut survey, &mut server, &mut flight).await {
-                Ok(()) => self.exchange(&mut server, &mut flight).await.err(),
+            if duty == Duty::Commit {
+                return Box::pin(self.run_commit(choice, unit, survey, server)).await;
+            }
+            let broken = if duty == Duty::Nothing {
+                self.send_and_exchange(unit, length, &mut survey, &mut server, &mut flight).await
+            } else {
+                let work = (duty, unit, length);
+                Box::pin(self.run_mirrored(work, &mut survey, &mut server, &mut flight)).await
+            };
+            let broken = match broken {
+                Ok(()) => None,
                 Err(SendError::End(end)) => return Err(end),
-                Err(SendError::Server(why)) => Some(Broken::Server(why)),
+                Err(SendError::Broken(broken)) => Some(broken),
             };
             match broken {
                 None => {

@@ -67,6 +67,10 @@ pub struct HotHandles {
     rollbacks: [Count; 2],
     pool_wait: [Times; 2],
     unknown: Family,
+    mirrored: [Family; 2],
+    follower_failures: [Family; 2],
+    /// Round trips of shipping, by the lead's [`Side::index`].
+    pub mirror_trips: [Count; 2],
 }
 
 #[derive(Debug)]
@@ -149,6 +153,9 @@ impl HotHandles {
             rollbacks: ended("rollback"),
             pool_wait: Side::BOTH.map(|side| metrics.histogram(&names::POOL_WAIT, &[side.into()])),
             unknown: Family::default(),
+            mirrored: Default::default(),
+            follower_failures: Default::default(),
+            mirror_trips: by_side(&names::MIRROR_ROUND_TRIPS),
         }
     }
 
@@ -191,6 +198,20 @@ impl HotHandles {
     /// A statement was not understood, for this reason.
     pub fn unknown(&self, reason: &'static str) {
         self.unknown.increment(reason, || self.metrics.counter(&names::UNKNOWN_STATEMENTS, &[reason.into()]));
+    }
+
+    /// A transaction that this side led was shipped, or not.
+    pub fn mirrored(&self, lead: Side, outcome: &'static str) {
+        self.mirrored[lead.index()].increment(outcome, || {
+            self.metrics.counter(&names::MIRROR_TRANSACTIONS, &[lead.into(), outcome.into()])
+        });
+    }
+
+    /// This side did not take a transaction.
+    pub fn follower_failure(&self, side: Side, reason: &'static str) {
+        self.follower_failures[side.index()].increment(reason, || {
+            self.metrics.counter(&names::MIRROR_FOLLOWER_FAILURES, &[side.into(), reason.into()])
+        });
     }
 
     /// A transaction ended on this side.

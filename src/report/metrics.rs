@@ -99,6 +99,9 @@ declare! {
     ERRORS: Counter "crossfade_errors_total" ["backend", "sqlstate_class", "repository"] "Errors that backends answered, by the first two characters of SQLSTATE.";
     ROUTES: Counter "crossfade_routes_total" ["repository", "backend", "reason"] "Statements routed to this backend, and why.";
     UNKNOWN_STATEMENTS: Counter "crossfade_unknown_statements_total" ["reason"] "Statements whose effect was not understood, and why.";
+    MIRROR_TRANSACTIONS: Counter "crossfade_mirror_transactions_total" ["lead", "outcome"] "Transactions whose rows the proxy shipped at COMMIT, by what became of them: `both`, `journal`, `rolled_back`.";
+    MIRROR_ROUND_TRIPS: Counter "crossfade_mirror_round_trips_total" ["lead"] "Round trips in sequence that shipping took, of statements of crossfade's own and of autocommit statements.";
+    MIRROR_FOLLOWER_FAILURES: Counter "crossfade_mirror_follower_failures_total" ["backend", "reason"] "Transactions that the follower did not take: `avoided`, `unreachable`, `refused`, `unfit`.";
     PLAN_CACHE_HITS: Counter "crossfade_plan_cache_hits_total" [] "Statements whose plan was in the cache.";
     PLAN_CACHE_MISSES: Counter "crossfade_plan_cache_misses_total" [] "Statements that had to be analysed.";
     PLAN_CACHE_ENTRIES: Gauge "crossfade_plan_cache_entries" [] "Plans in the caches of all threads.";

@@ -52,6 +52,11 @@ pub struct Transaction {
     pub isolation: Option<Isolation>,
     /// As written; `None` is the session's default.
     pub read_only: Option<bool>,
+    /// Mirrored repositories that it may have written with its changes captured in the transaction: they go to the
+    /// follower at COMMIT.
+    pub captured: u64,
+    /// Those for which capture is on now; ROLLBACK TO may have switched it off.
+    pub armed: u64,
     /// Statements that must be repeated where the transaction moves to: BEGIN, SAVEPOINT, SET LOCAL, ...
     pub prologue: Vec<String>,
     /// It cannot move: a cursor, an open portal, a text that mixed transaction control with other statements.

@@ -8,6 +8,7 @@
 mod differential;
 mod failures;
 mod leftovers;
+mod mirror;
 mod mirror_install;
 mod mirror_repair;
 mod moves;

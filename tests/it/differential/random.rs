@@ -157,7 +157,16 @@ fn run(port: u16, login: &Login, bytes: &[u8], admin: &mut Wire) -> Transcript {
 
 /// Sends random sequences. A share of `reads` percent of what reads documents alone, which nothing here changes, goes
 /// to the target: what comes back must be what the source says.
-fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool, reads: u32) {
+fn check(sides: [&Cluster; 2], database: &str, transaction: bool, reads: u32) {
+    check_with(sides, database, |settings| {
+        settings.document_reads_target = reads;
+        if transaction {
+            (settings.pool_mode, settings.pool_size) = ("transaction", 3);
+        }
+    });
+}
+
+fn check_with([source, target]: [&Cluster; 2], database: &str, change: impl FnOnce(&mut Settings)) {
     source.database(database);
     if target.port != source.port {
         target.database(database);
@@ -166,10 +175,8 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool, 
     let start = seed(database);
     let rounds = env_number("CROSSFADE_ROUNDS").unwrap_or(150);
     let mut settings = Settings::new(database).backends(source, target).tls("prefer");
-    if transaction {
-        settings = settings.transaction(3);
-    }
-    settings.document_reads_target = reads;
+    change(&mut settings);
+    let (reads, mirrored) = (settings.document_reads_target, !settings.mirror.is_empty());
     let proxy = settings.start();
     let mut admin = source.admin(database);
     let mut wrong = Vec::new();
@@ -198,7 +205,8 @@ fn check(source: &Cluster, target: &Cluster, database: &str, transaction: bool, 
         }
         let seen = run(proxy.port, &proxy.login("alice").tls(way.tls).cut(way.cut), &bytes, &mut admin);
         // What is refused because the block cannot move says so, and is documented.
-        let refused = reads > 0 && seen.short.iter().any(|t| t == "E(0A000)");
+        let refused = reads > 0 && seen.short.iter().any(|t| t == "E(0A000)")
+            || mirrored && seen.short.iter().any(|t| t == "E!(0A000)");
         if !refused && !equal(&oracle, &seen) {
             let again = format!(
                 "CROSSFADE_SEED={} CROSSFADE_ROUNDS=1, sent {}",
@@ -239,21 +247,37 @@ fn letters(mut bytes: &[u8]) -> String {
 
 #[test]
 fn random_session() {
-    check(oldest(), newest(), "random_session", false, 0);
+    check([oldest(), newest()], "random_session", false, 0);
 }
 
 /// Both sides of one major: what they say to a simple Query in a batch depends on it.
 #[test]
 fn random_session_weighted() {
-    check(newest(), newest(), "random_session_weighted", false, 50);
+    check([newest(), newest()], "random_session_weighted", false, 50);
 }
 
 #[test]
 fn random_transaction_weighted() {
-    check(oldest(), oldest(), "random_transaction_weighted", true, 50);
+    check([oldest(), oldest()], "random_transaction_weighted", true, 50);
 }
 
 #[test]
 fn random_transaction() {
-    check(newest(), oldest(), "random_transaction", true, 0);
+    check([newest(), oldest()], "random_transaction", true, 0);
+}
+
+/// Writes are shipped to the other major meanwhile, and nobody can tell.
+#[test]
+fn random_session_mirrored() {
+    check_with([oldest(), newest()], "random_session_mirrored", |s| {
+        s.mirror = "mirror = \"journaled\"".into();
+    });
+}
+
+#[test]
+fn random_transaction_mirrored() {
+    check_with([newest(), oldest()], "random_transaction_mirrored", |s| {
+        s.mirror = "mirror = \"atomic\"".into();
+        (s.pool_mode, s.pool_size) = ("transaction", 3);
+    });
 }

@@ -45,6 +45,12 @@ pub(crate) struct Settings {
     pub(crate) document_reads_target: u32,
     /// Whole writes of `document` to the target.
     pub(crate) document_writes_target: bool,
+    /// More lines of every `[[repository]]`; what mirroring needs is installed before the start.
+    pub(crate) mirror: String,
+    /// Body of `[mirror]`.
+    pub(crate) mirroring: String,
+    /// `tables` of the repository `document`.
+    pub(crate) tables: String,
 }
 
 impl Settings {
@@ -74,6 +80,9 @@ impl Settings {
             environment: Vec::new(),
             document_reads_target: 0,
             document_writes_target: false,
+            mirror: String::new(),
+            mirroring: String::new(),
+            tables: "\"public.documents\"".to_owned(),
         }
     }
 
@@ -121,6 +130,7 @@ impl Settings {
             ("limits", &self.limits),
             ("routing", &self.routing),
             ("log", &self.log),
+            ("mirror", &self.mirroring),
         ] {
             if !body.is_empty() {
                 let _ = write!(toml, "\n[{table}]\n{body}\n");
@@ -131,14 +141,17 @@ impl Settings {
         let writes = if self.document_writes_target { 100 } else { 0 };
         let _ = write!(
             toml,
-            "\n[[repository]]\nname = \"document\"\ntables = [\"public.documents\"]\nreads = {{ source = {}, target = {reads} }}\nwrites = {{ source = {}, target = {writes} }}\nmirror = \"off\"\n",
+            "\n[[repository]]\nname = \"document\"\ntables = [{}]\nreads = {{ source = {}, target = {reads} }}\nwrites = {{ source = {}, target = {writes} }}\n{}\n",
+            self.tables,
             100 - reads,
-            100 - writes
+            100 - writes,
+            self.mirror
         );
         for (name, tables) in [("user", "public.users"), ("organization", "public.organizations")] {
             let _ = write!(
                 toml,
-                "\n[[repository]]\nname = \"{name}\"\ntables = [\"{tables}\"]\nreads = {{ source = 100, target = 0 }}\nwrites = {{ source = 100, target = 0 }}\nmirror = \"off\"\n"
+                "\n[[repository]]\nname = \"{name}\"\ntables = [\"{tables}\"]\nreads = {{ source = 100, target = 0 }}\nwrites = {{ source = 100, target = 0 }}\n{}\n",
+                self.mirror
             );
         }
         toml
@@ -148,6 +161,11 @@ impl Settings {
     pub(crate) fn start(self) -> Proxy {
         Proxy::start(self)
     }
+}
+
+/// Another build, such as a release, can be put to the test by its path.
+fn binary() -> std::ffi::OsString {
+    std::env::var_os("CROSSFADE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_crossfade").into())
 }
 
 /// A `[[user]]` table.
@@ -175,17 +193,33 @@ impl Proxy {
         }
         let mut proxy = Self { port: free_port(), http: free_port(), settings, dir, child: None };
         proxy.write_config();
+        if !proxy.settings.mirror.is_empty() {
+            proxy.command(&["mirror", "install"]);
+        }
         proxy.launch();
         proxy
+    }
+
+    /// Runs another command of the binary with this configuration; what it says.
+    #[track_caller]
+    pub(crate) fn command(&self, arguments: &[&str]) -> String {
+        let done = Command::new(binary())
+            .args(arguments)
+            .arg("--config")
+            .arg(self.config_file())
+            .stdin(Stdio::null())
+            .output()
+            .expect("the binary was built");
+        let said =
+            [done.stdout, done.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        assert!(done.status.success(), "crossfade {arguments:?}: {said}");
+        said
     }
 
     /// Starts the process on the configuration as it is and waits until it accepts.
     pub(crate) fn launch(&mut self) {
         let log = File::options().create(true).append(true).open(self.log_file()).expect("writable");
-        // Another build, such as a release, can be put to the test by its path.
-        let binary =
-            std::env::var_os("CROSSFADE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_crossfade").into());
-        let child = Command::new(binary)
+        let child = Command::new(binary())
             .args(["serve", "--config"])
             .arg(self.config_file())
             .envs(self.settings.environment.iter().cloned())

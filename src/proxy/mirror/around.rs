@@ -1,0 +1,103 @@
+//! Statements of our own before and behind a client's unit on the lead.
+
+use super::{Duty, own};
+use crate::{
+    backend::{
+        script::{Reply, Script, values},
+        server::Server,
+    },
+    mirror::write_set::{Malformed, WriteSet},
+    proxy::{
+        client::{Client, Unit},
+        flight::{Flight, Hold},
+    },
+    route::policy::Mode,
+};
+
+impl Client {
+    /// Writes what stands before the unit; its answer comes before the unit's.
+    pub(in crate::proxy) fn before_unit(
+        &mut self,
+        duty: Duty,
+        unit: Unit,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) {
+        let (Duty::Wrap(repositories) | Duty::Arm(repositories)) = duty else { return };
+        let mut script = Script::default();
+        if matches!(duty, Duty::Wrap(_)) {
+            script.call(server, own::BEGIN, &[]);
+            flight.mirrored.wrapped = true;
+            flight.mirrored.hold = if matches!(unit, Unit::Simple { .. }) { Hold::Tag } else { Hold::Ready };
+        } else {
+            self.txn.captured |= repositories;
+            self.txn.armed |= repositories;
+        }
+        let numbers = self.numbers_of(repositories);
+        script.call(server, own::ARM, &[Some(numbers.as_bytes()), Some(server.side.name().as_bytes())]);
+        Script::sync(server);
+        flight.mirrored.before = Some(Box::new((script, Reply::default())));
+    }
+
+    /// Waits for the answer to what stands before the unit: where the unit cannot be sent right behind it.
+    pub(in crate::proxy) async fn settle_before(
+        &mut self,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> std::io::Result<()> {
+        let Some((script, _)) = flight.mirrored.before.take().map(|b| *b) else { return Ok(()) };
+        let reply = server.reply(&self.shard.buffers).await?;
+        script.answered(server, &reply);
+        flight.mirrored.mute = reply.error.is_some();
+        flight.mirrored.refused = reply.error;
+        Ok(())
+    }
+
+    /// Writes the question for the write set right behind the unit.
+    pub(in crate::proxy) fn behind_unit(&mut self, duty: Duty, server: &mut Server, flight: &mut Flight) {
+        let Duty::Wrap(repositories) = duty else { return };
+        flight.mirrored.after = Some(self.ask_write_set(repositories, server));
+    }
+
+    /// Writes the question for the write set.
+    pub(super) fn ask_write_set(&self, repositories: u64, server: &mut Server) -> Script {
+        let mut script = Script::default();
+        self.put_write_set(self.mode_of(repositories) == Mode::Journaled, &mut script, server);
+        Script::sync(server);
+        script
+    }
+
+    pub(super) fn put_write_set(&self, journal: bool, script: &mut Script, server: &mut Server) {
+        let journal: &[u8] = if journal { b"t" } else { b"f" };
+        let token = self.shard.global.mirror.tokens[server.side.index()].load();
+        let token = token.as_ref().map_or(&b""[..], |t| t.as_bytes());
+        script.call(server, own::WRITE_SET, &[Some(journal), Some(token)]);
+    }
+
+    /// What all these repositories promise: two-phase commit only when each of them wants it.
+    pub(super) fn mode_of(&self, repositories: u64) -> Mode {
+        let policy = &self.current.config.policy;
+        let atomic = policy
+            .repositories
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| repositories & (1 << i) != 0)
+            .all(|(_, r)| r.mirror.mode == Mode::Atomic);
+        if atomic { Mode::Atomic } else { Mode::Journaled }
+    }
+
+    /// Their numbers in the control schema, as an array literal.
+    pub(super) fn numbers_of(&self, repositories: u64) -> String {
+        let installed = self.shard.global.mirror.installed.load();
+        let policy = &self.current.config.policy;
+        let named = policy.repositories.iter().enumerate().filter(|(i, _)| repositories & (1 << i) != 0);
+        let numbers: Vec<_> =
+            named.filter_map(|(_, r)| installed.repositories.get(&r.name)).map(ToString::to_string).collect();
+        format!("{{{}}}", numbers.join(","))
+    }
+}
+
+/// Reads the answer of `crossfade.write_set`.
+pub(super) fn write_set(reply: &Reply) -> Result<WriteSet, Malformed> {
+    WriteSet::read(reply.rows.iter().map(values))
+}

@@ -1,0 +1,122 @@
+//! What the clients' way must know of the servers: who they are, what is installed, and the token for write sets.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::JoinHandle;
+
+use super::keeper;
+use crate::{
+    Side,
+    backend::control::Manager,
+    config::Config,
+    mirror::{recovery::Identity, session::Session},
+    proxy::{global::Global, health::Controls},
+    route::policy::Mode,
+};
+
+/// Starts what only the clients' way needs; the tasks end when they are aborted.
+pub(in crate::proxy) fn learn(global: &Arc<Global>, controls: &Arc<Controls>) -> Vec<JoinHandle<()>> {
+    global.mirror.ask_with(keeper::outcomes(Arc::clone(controls)));
+    let clean = tokio::spawn(keeper::clean(Arc::clone(global), Arc::clone(controls)));
+    let who = Side::BOTH.map(|side| tokio::spawn(look(Arc::clone(global), side)));
+    std::iter::once(clean).chain(who).collect()
+}
+
+/// Waits a while for the first look at both sides: clients that come at once need not be refused.
+pub(in crate::proxy) async fn ready(global: &Global) {
+    let state = &global.mirror;
+    let known = |side: Side| {
+        state.identity[side.index()].load().is_some() && state.tokens[side.index()].load().is_some()
+    };
+    let unknown = || !Side::BOTH.into_iter().all(known) || state.installed.load().repositories.is_empty();
+    let all = async {
+        while mirrors(&global.live.get()) && unknown() {
+            state.refresh(&global.mirrored.tables);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(READY, all).await.is_err() {
+        tracing::warn!(
+            "mirrored repositories: not all is known of both sides yet; is crossfade mirror install done?"
+        );
+    }
+}
+
+/// What such a task goes by, until the configuration is another.
+struct Basis {
+    config: Arc<Config>,
+    managers: [Manager; 2],
+}
+
+impl Basis {
+    /// Waits until something is mirrored.
+    async fn of(global: &Global) -> Self {
+        loop {
+            let config = global.live.get();
+            if mirrors(&config)
+                && let Some(managers) = managers(&config)
+            {
+                return Self { config, managers };
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        self.config.mirror.apply_timeout
+    }
+}
+
+fn mirrors(config: &Config) -> bool {
+    config.policy.repositories.iter().any(|r| r.mirror.mode != Mode::Off)
+}
+
+fn managers(config: &Config) -> Option<[Manager; 2]> {
+    let made = Side::BOTH.map(|side| {
+        let made = Manager::new(&config.backends[side.index()], config.timeouts.server_connect);
+        made.inspect_err(|error| tracing::error!(%side, %error, "no connections for mirroring")).ok()
+    });
+    let [Some(source), Some(target)] = made else { return None };
+    Some([source, target])
+}
+
+/// Who the server is, and the token for its write sets.
+async fn look(global: Arc<Global>, side: Side) {
+    let mut session = None;
+    loop {
+        let basis = Basis::of(&global).await;
+        if session.is_none() {
+            session = Session::look(&basis.managers[side.index()], side, basis.patience()).await.ok();
+        }
+        let Some(open) = &session else {
+            tokio::time::sleep(AFTER_ERROR).await;
+            continue;
+        };
+        let state = &global.mirror;
+        let learned = async {
+            let identity = Identity::load(open).await?;
+            let rows = open.rows(TOKEN, &[]).await?;
+            let token = rows.first().and_then(|row| row.try_get::<_, Option<String>>(0).ok().flatten());
+            Ok::<_, crate::mirror::session::Error>((identity, token))
+        };
+        match learned.await {
+            Ok((identity, token)) => {
+                state.identity[side.index()].store(identity.map(Arc::new));
+                state.tokens[side.index()].store(token.map(Arc::new));
+                state.refresh(&global.mirrored.tables);
+                tokio::time::sleep(LEARN).await;
+            }
+            Err(error) => {
+                tracing::debug!(%side, %error, "a side could not be asked who it is");
+                session = None;
+                tokio::time::sleep(AFTER_ERROR).await;
+            }
+        }
+    }
+}
+
+const TOKEN: &str = "SELECT (SELECT value FROM crossfade.meta WHERE key OPERATOR(pg_catalog.=) 'token')";
+const READY: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(100);
+const LEARN: Duration = Duration::from_secs(1);
+const AFTER_ERROR: Duration = Duration::from_millis(200);

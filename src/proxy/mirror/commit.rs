@@ -1,0 +1,345 @@
+//! The end of a mirrored transaction: write set, follower, lead, follower (DESIGN 6). The lead's COMMIT is the commit
+//! point: before it everything can be taken back, after it the follower is made to follow.
+
+use std::rc::Rc;
+
+use super::{
+    around::write_set,
+    follower::{Failure, Pending, Work},
+    own,
+};
+use crate::{
+    Side,
+    backend::{
+        script::{Reply, Script},
+        server::Server,
+    },
+    error::ClientError,
+    proxy::{client::Client, flight::Flight},
+    route::policy::{Ack, Mode, OnFailure},
+    session::transaction::Status,
+    wire::frame::{self, HEADER},
+};
+
+/// What of a transaction has reached the follower before its COMMIT.
+#[derive(Debug)]
+pub(in crate::proxy) enum Shipped {
+    /// It has changed nothing, or the journal has all of it.
+    Alone,
+    /// All of it, waiting for the lead.
+    Waiting(Box<Waiting>),
+}
+
+/// A follower's transaction, and what is to be done when it has ended.
+#[derive(Debug)]
+pub(in crate::proxy) struct Waiting {
+    pending: Pending,
+    lead: Side,
+    /// Row of the lead's journal to be deleted then.
+    journal: Option<i64>,
+    /// The lead's transaction.
+    pub(in crate::proxy) xid: String,
+}
+
+/// Why a transaction does not commit.
+#[derive(Debug)]
+pub(in crate::proxy) enum Stopped {
+    /// The lead's own error, for the client.
+    Server(Vec<u8>),
+    /// Ours.
+    Error(ClientError),
+    /// The lead's connection is lost.
+    Lost(String),
+}
+
+impl From<std::io::Error> for Stopped {
+    fn from(error: std::io::Error) -> Self {
+        Stopped::Lost(error.to_string())
+    }
+}
+
+impl Client {
+    /// Brings to the follower what the lead's transaction has changed. `reply` is the answer of
+    /// `crossfade.write_set`.
+    pub(in crate::proxy) async fn ship(
+        &mut self,
+        lead: &mut Server,
+        repositories: u64,
+        reply: Reply,
+    ) -> Result<Shipped, Stopped> {
+        if let Some(error) = reply.error {
+            return Err(Stopped::Server(without_context(&error)));
+        }
+        let set =
+            write_set(&reply).map_err(|e| Stopped::Error(ClientError::error("XX000", e.to_string())))?;
+        if set.overflow || set.changes.is_empty() {
+            return Ok(Shipped::Alone);
+        }
+        let mode = self.mode_of(repositories);
+        let xid = set.xid.clone().unwrap_or_default();
+        let gid = (mode == Mode::Atomic).then(|| self.gid(lead.side, &xid)).transpose();
+        let applied = match gid {
+            Ok(gid) => {
+                let work = Work { lead: lead.side, set: &set, gid };
+                Box::pin(self.apply(&work)).await
+            }
+            Err(failure) => Err(failure),
+        };
+        let failure = match applied {
+            Ok(pending) => {
+                if pending.stale && mode == Mode::Atomic {
+                    // The journal keeps the keys whose rows were not there.
+                    let mut script = Script::default();
+                    self.put_write_set(true, &mut script, lead);
+                    self.told(script, lead).await?;
+                }
+                let journal = set.journal.filter(|_| !pending.stale);
+                let waiting = Waiting { pending, lead: lead.side, journal, xid };
+                return Ok(Shipped::Waiting(Box::new(waiting)));
+            }
+            Err(failure) => failure,
+        };
+        self.shard.count_follower_failure(lead.side.other(), failure.name());
+        if self.on_failure(repositories) == OnFailure::Fail {
+            return Err(Stopped::Error(refusal(&failure)));
+        }
+        if !matches!(failure, Failure::Avoided(_)) {
+            tracing::warn!(side = %lead.side.other(), error = %failure, "a transaction goes to the journal");
+        }
+        if mode == Mode::Atomic {
+            let mut script = Script::default();
+            script.call(lead, own::SPILL, &[]);
+            self.told(script, lead).await?;
+        }
+        Ok(Shipped::Alone)
+    }
+
+    /// Runs statements of ours in the lead's transaction.
+    async fn told(&self, script: Script, lead: &mut Server) -> Result<(), Stopped> {
+        let reply = self.answer_of(script, lead).await?;
+        reply.error.map_or(Ok(()), |error| Err(Stopped::Server(without_context(&error))))
+    }
+
+    pub(in crate::proxy) async fn answer_of(
+        &self,
+        script: Script,
+        server: &mut Server,
+    ) -> std::io::Result<Reply> {
+        self.shard.count_trip(server.side);
+        Script::sync(server);
+        let reply = server.reply(&self.shard.buffers).await?;
+        script.answered(server, &reply);
+        Ok(reply)
+    }
+
+    /// Asks for the write set of the block, and waits.
+    pub(in crate::proxy) async fn ask(&mut self, lead: &mut Server) -> std::io::Result<Reply> {
+        self.shard.count_trip(lead.side);
+        let script = self.ask_write_set(self.txn.captured, lead);
+        let reply = lead.reply(&self.shard.buffers).await?;
+        script.answered(lead, &reply);
+        Ok(reply)
+    }
+
+    /// The block ends where it cannot be intercepted.
+    pub(in crate::proxy) async fn spill(&mut self, lead: &mut Server) -> Result<(), Stopped> {
+        let mut script = Script::default();
+        script.call(lead, own::SPILL, &[]);
+        self.txn.captured = 0;
+        self.txn.armed = 0;
+        self.told(script, lead).await
+    }
+
+    /// Ends the block of ours around an autocommit unit, and lets the client hear of it.
+    pub(in crate::proxy) async fn unwrap(
+        &mut self,
+        lead: &mut Server,
+        flight: &mut Flight,
+        repositories: u64,
+    ) -> Result<(), String> {
+        match self.try_unwrap(lead, flight, repositories).await {
+            Ok(()) => self.conn.output.extend_from_slice(&flight.mirrored.held),
+            Err(Stopped::Lost(why)) => return Err(why),
+            Err(Stopped::Server(error)) => {
+                flight.sqlstate = frame::error_field(&error[HEADER..], b'C').and_then(|c| c.try_into().ok());
+                self.conn.output.extend_from_slice(&error);
+            }
+            Err(Stopped::Error(error)) => {
+                flight.sqlstate = error.sqlstate.as_bytes().try_into().ok();
+                error.encode(self.id(), &mut self.conn.output);
+            }
+        }
+        if lead.status != Status::Idle {
+            let mut script = Script::default();
+            script.call(lead, own::ROLLBACK, &[]);
+            self.answer_of(script, lead).await.map_err(|e| e.to_string())?;
+        }
+        frame::put_ready(&mut self.conn.output, b'I');
+        Ok(())
+    }
+
+    async fn try_unwrap(
+        &mut self,
+        lead: &mut Server,
+        flight: &mut Flight,
+        repositories: u64,
+    ) -> Result<(), Stopped> {
+        let behind = flight.mirrored.after.take();
+        // Asked for before it was known how the unit ends.
+        let reply = match behind {
+            Some(script) => {
+                let reply = lead.reply(&self.shard.buffers).await?;
+                script.answered(lead, &reply);
+                Some(reply)
+            }
+            None => None,
+        };
+        if let Some(error) = flight.mirrored.refused.take() {
+            return Err(Stopped::Server(without_context(&error)));
+        }
+        if flight.sqlstate.is_some() {
+            return Ok(()); // the client has heard of it
+        }
+        let reply = if let Some(reply) = reply {
+            reply
+        } else {
+            self.shard.count_trip(lead.side);
+            let script = self.ask_write_set(repositories, lead);
+            let reply = lead.reply(&self.shard.buffers).await?;
+            script.answered(lead, &reply);
+            reply
+        };
+        let shipped = self.ship(lead, repositories, reply).await?;
+        let mut script = Script::default();
+        script.call(lead, own::COMMIT, &[]);
+        let answer = match self.answer_of(script, lead).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                let committed = self.resolve_lost(lead.side, shipped).await;
+                return if committed == Some(true) { Ok(()) } else { Err(Stopped::Lost(error.to_string())) };
+            }
+        };
+        let committed = answer.error.is_none() && answer.tags.last().is_some_and(|t| **t == *b"COMMIT");
+        self.end_follower(shipped, committed, repositories).await;
+        answer.error.map_or(Ok(()), |error| Err(Stopped::Server(error)))
+    }
+
+    /// The lead's transaction has ended: so does the follower's. The client waits for it where it may read there next.
+    pub(in crate::proxy) async fn end_follower(&self, shipped: Shipped, committed: bool, repositories: u64) {
+        let Shipped::Waiting(waiting) = shipped else { return };
+        let Waiting { pending, lead, journal, .. } = *waiting;
+        let shard = Rc::clone(&self.shard);
+        let limit = self.current.config.mirror.apply_timeout;
+        let end = async move {
+            let known = pending.end(committed, &shard, limit).await;
+            shard.count_trip(lead);
+            shard.count_mirrored(
+                lead,
+                match (committed, known) {
+                    (true, true) => "both",
+                    (true, false) => "journal",
+                    (false, _) => "rolled_back",
+                },
+            );
+            if let Some(id) = journal.filter(|_| known && committed) {
+                shard.global.mirror.done(lead, id);
+            }
+        };
+        if committed && !self.waits_for_both(repositories) {
+            tokio::task::spawn_local(end);
+        } else {
+            end.await;
+        }
+    }
+
+    /// The lead's connection was lost at COMMIT: the outcome is asked of the server, and the follower follows.
+    /// `None`: it cannot be known.
+    pub(in crate::proxy) async fn resolve_lost(&self, lead: Side, shipped: Shipped) -> Option<bool> {
+        let Shipped::Waiting(waiting) = shipped else { return None };
+        let outcome = self.shard.global.mirror.outcome(lead, waiting.xid.clone()).await;
+        let limit = self.current.config.mirror.apply_timeout;
+        match outcome {
+            Some(committed) => {
+                let known = waiting.pending.end(committed, &self.shard, limit).await;
+                if let Some(id) = waiting.journal.filter(|_| known && committed) {
+                    self.shard.global.mirror.done(lead, id);
+                }
+            }
+            // What is prepared waits for who recovers it; what is not is gone with its connection.
+            None => drop(waiting),
+        }
+        outcome
+    }
+
+    fn waits_for_both(&self, repositories: u64) -> bool {
+        let policy = &self.current.config.policy;
+        policy.repositories.iter().enumerate().filter(|(i, _)| repositories & (1 << i) != 0).any(|(_, r)| {
+            match r.mirror.ack {
+                Ack::Both => true,
+                Ack::Lead => false,
+                Ack::Auto => {
+                    r.reads.allows(Side::Source) != r.writes.allows(Side::Source)
+                        || r.reads.allows(Side::Target) != r.writes.allows(Side::Target)
+                        || r.writes.allows(Side::Source) && r.writes.allows(Side::Target)
+                }
+            }
+        })
+    }
+
+    fn on_failure(&self, repositories: u64) -> OnFailure {
+        let policy = &self.current.config.policy;
+        let mut concerned =
+            policy.repositories.iter().enumerate().filter(|(i, _)| repositories & (1 << i) != 0);
+        if concerned.any(|(_, r)| r.mirror.on_failure == OnFailure::Fail) {
+            OnFailure::Fail
+        } else {
+            OnFailure::Journal
+        }
+    }
+
+    fn gid(&self, lead: Side, xid: &str) -> Result<String, Failure> {
+        let state = &self.shard.global.mirror;
+        let Some(identity) = state.identity[lead.index()].load_full() else {
+            let why = "which server it is, is not known yet".to_owned();
+            return Err(Failure::Unreachable(lead, why));
+        };
+        Ok(format!("cf1.{}.{}.{xid}.{}.0", identity.system, identity.timeline, state.instance))
+    }
+}
+
+fn refusal(failure: &Failure) -> ClientError {
+    // 40001: whoever repeats the transaction may succeed.
+    ClientError::error("40001", format!("rolled back on both sides: {failure}"))
+        .hint("Try again; on_follower_failure = \"journal\" lets the lead go on alone.")
+}
+
+/// An error without its `W` field: where in crossfade's own function it came from is not the client's business.
+fn without_context(error: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(error.len());
+    let mut rest = &error[HEADER..];
+    while let Some((&code, after)) = rest.split_first() {
+        let Some(end) = after.iter().position(|&b| b == 0).filter(|_| code != 0) else { break };
+        if code != b'W' {
+            body.extend_from_slice(&rest[..end + 2]);
+        }
+        rest = &after[end + 1..];
+    }
+    body.push(0);
+    let mut out = bytes::BytesMut::new();
+    frame::put(&mut out, b'E', |b| b.extend_from_slice(&body));
+    out.to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn context_is_left_out() {
+        let mut out = bytes::BytesMut::new();
+        frame::put(&mut out, b'E', |b| b.extend_from_slice(b"SERROR\0C23503\0WSQL statement\nPL\0Mno\0\0"));
+        let without = without_context(&out);
+        assert_eq!(&without[HEADER..], b"SERROR\0C23503\0Mno\0\0");
+        assert_eq!(frame::header(&without), Ok(Some((b'E', without.len()))));
+    }
+}

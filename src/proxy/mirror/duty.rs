@@ -1,0 +1,176 @@
+//! What a unit needs around it because it writes to mirrored repositories, or ends a transaction that did.
+
+use crate::{
+    error::ClientError,
+    proxy::{
+        client::{Client, Unit},
+        extended::Survey,
+        settle::only_settings,
+    },
+    route::{
+        Footprint,
+        policy::{Ddl, Policy},
+    },
+    session::transaction::Status,
+    statement::{Control, Kind, Statement},
+};
+
+/// What has to be done around a unit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(in crate::proxy) enum Duty {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It runs in a block of ours, which ends with it: an autocommit write to these repositories.
+    Wrap(u64),
+    /// Capture into the transaction is switched on first: the block's first write to these repositories.
+    Arm(u64),
+    /// What the block has written goes to the follower before its COMMIT.
+    Commit,
+    /// The block ends where it cannot be intercepted: what was captured goes to the journal first.
+    Spill,
+}
+
+impl Client {
+    /// The duty of a unit that runs with `footprint`, or why it is refused.
+    pub(in crate::proxy) fn duty(
+        &self,
+        survey: &Survey,
+        footprint: Option<&Footprint>,
+        unit: Unit,
+    ) -> Result<Duty, ClientError> {
+        let Some(footprint) = footprint.filter(|_| !survey.executed.is_empty()) else {
+            return Ok(Duty::Nothing);
+        };
+        let policy = &self.current.config.policy;
+        if footprint.writes != 0 {
+            self.check_mirrored(policy, footprint, survey)?;
+        }
+        let mirrored = if footprint.writes == 0 { 0 } else { synchronous(policy, footprint.writes) };
+        if mirrored == 0 && self.txn.captured == 0 {
+            return Ok(Duty::Nothing);
+        }
+        let statements = || survey.executed.iter().flat_map(|e| &e.plan.statements);
+        let complete = !matches!(unit, Unit::Extended { complete: false, .. });
+        Ok(match self.txn.status {
+            Status::Failed => Duty::Nothing,
+            // What follows in the batch may end the transaction: its rows are left to the repairer.
+            _ if !complete => {
+                if self.txn.captured == 0 {
+                    Duty::Nothing
+                } else {
+                    Duty::Spill
+                }
+            }
+            Status::Idle if mirrored == 0 => Duty::Nothing,
+            Status::Idle => {
+                let wraps =
+                    statements().all(fits_in_a_block) && statements().any(changes) && self.speaks_utf8();
+                if wraps { Duty::Wrap(mirrored) } else { Duty::Nothing }
+            }
+            Status::Block => {
+                let mut all = statements();
+                let lone = matches!(
+                    all.next().map(|s| &s.kind),
+                    Some(Kind::Transaction(Control::Commit { chain: false }))
+                ) && all.next().is_none();
+                if self.txn.captured != 0 && lone {
+                    Duty::Commit
+                } else if self.txn.captured != 0 && statements().any(ends_the_block) {
+                    Duty::Spill
+                } else if mirrored & !self.txn.armed != 0
+                    && !statements().any(ends_the_block)
+                    && statements().any(changes)
+                    && self.speaks_utf8()
+                {
+                    Duty::Arm(mirrored | self.txn.armed)
+                } else {
+                    Duty::Nothing
+                }
+            }
+        })
+    }
+
+    /// Values travel as the text that the lead sends: in another encoding than the follower's connection they are left
+    /// to the repairer.
+    fn speaks_utf8(&self) -> bool {
+        self.context.ascii_safe && self.utf8
+    }
+
+    /// Refuses writes to what is not installed, and DDL.
+    fn check_mirrored(
+        &self,
+        policy: &Policy,
+        footprint: &Footprint,
+        survey: &Survey,
+    ) -> Result<(), ClientError> {
+        let written = policy.repositories.iter().enumerate().filter(|(i, r)| {
+            footprint.writes & (1 << i) != 0 && r.mirror.mode != crate::route::policy::Mode::Off
+        });
+        for (_, repository) in written {
+            let name = &repository.name;
+            let installed = self.shard.global.mirror.installed.load();
+            if !installed.repositories.contains_key(name) {
+                return Err(ClientError::error(
+                    "55000",
+                    format!("the repository {name:?} is mirrored, and what that needs is not installed"),
+                )
+                .hint("Run crossfade mirror install, or set mirror.install = true."));
+            }
+            let ddl = || survey.executed.iter().flat_map(|e| &e.plan.statements).any(|s| s.kind == Kind::Ddl);
+            if repository.mirror.ddl == Ddl::Refuse && ddl() {
+                return Err(ClientError::error(
+                    "0A000",
+                    format!("definitions of the mirrored repository {name:?} cannot be changed"),
+                )
+                .hint("Change both databases yourself, then run crossfade mirror install; or set ddl = \"lead\"."));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Those of `repositories` whose rows the proxy itself ships.
+fn synchronous(policy: &Policy, repositories: u64) -> u64 {
+    let of = |(i, r): (usize, &crate::route::policy::Repository)| {
+        if r.mirror.mode.is_synchronous() { 1_u64 << i } else { 0 }
+    };
+    policy.repositories.iter().enumerate().map(of).fold(0, |all, bit| all | bit) & repositories
+}
+
+/// May it write rows? A row lock alone leaves nothing to ship.
+fn changes(statement: &Statement) -> bool {
+    !statement.functions.is_empty()
+        || !statement.writes.is_empty() && !matches!(statement.kind, Kind::LockingRead | Kind::Lock)
+}
+
+/// Does it do the same inside a block as outside of one?
+fn fits_in_a_block(statement: &Statement) -> bool {
+    match &statement.kind {
+        Kind::Empty
+        | Kind::Read
+        | Kind::LockingRead
+        | Kind::Write
+        | Kind::CopyIn
+        | Kind::CopyOut
+        | Kind::Execute { .. } => true,
+        Kind::Session => only_settings(statement),
+        Kind::Transaction(_)
+        | Kind::Local
+        | Kind::Prepare { .. }
+        | Kind::Deallocate { .. }
+        | Kind::Declare { .. }
+        | Kind::Fetch
+        | Kind::Close { .. }
+        | Kind::Code
+        | Kind::Ddl
+        | Kind::Lock
+        | Kind::Utility
+        | Kind::Unknown(_) => false,
+    }
+}
+
+/// Does it end the block in a way that keeps what the block wrote?
+fn ends_the_block(statement: &Statement) -> bool {
+    matches!(statement.kind, Kind::Transaction(Control::Commit { .. } | Control::Prepare))
+}

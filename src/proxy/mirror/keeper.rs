@@ -1,0 +1,80 @@
+//! Beside the clients, on the main thread: what became of a transaction whose connection died, and journal rows that
+//! are done.
+
+use std::{sync::Arc, time::Duration};
+
+use super::state::Outcomes;
+use crate::{
+    Side,
+    backend::control,
+    proxy::{global::Global, health::Controls},
+};
+
+/// How outcomes are asked for: from any thread, over control connections of the main one.
+pub(in crate::proxy) fn outcomes(controls: Arc<Controls>) -> Outcomes {
+    let main = tokio::runtime::Handle::current();
+    Box::new(move |side, xid| {
+        let (controls, main) = (Arc::clone(&controls), main.clone());
+        Box::pin(async move { main.spawn(outcome(controls, side, xid)).await.ok().flatten() })
+    })
+}
+
+/// Asks until the server says; a server that is restarting is waited for.
+async fn outcome(controls: Arc<Controls>, side: Side, xid: String) -> Option<bool> {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match status(&controls, side, &xid).await {
+            Ok(Some(word)) if word == "committed" => return Some(true),
+            Ok(Some(word)) if word == "aborted" => return Some(false),
+            // In progress: its backend has not noticed yet.
+            Ok(Some(_)) => {}
+            Ok(None) => return None,
+            Err(why) => tracing::debug!(%side, why, "the outcome of a transaction could not be asked for"),
+        }
+        if tokio::time::Instant::now() >= end {
+            return None;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn status(controls: &Controls, side: Side, xid: &str) -> Result<Option<String>, String> {
+    let pool = controls.get(side).ok_or("no control connection")?;
+    let client = control::get(&pool).await.map_err(|e| e.to_string())?;
+    let asked = client
+        .query_one("SELECT pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8)", &[&xid])
+        .await;
+    asked.and_then(|row| row.try_get(0)).map_err(|e| control::describe(&e))
+}
+
+/// Deletes journal rows whose transactions are on both sides.
+pub(in crate::proxy) async fn clean(global: Arc<Global>, controls: Arc<Controls>) {
+    let mut ticks = tokio::time::interval(CLEAN);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        for lead in Side::BOTH {
+            let ids = global.mirror.take_done(lead);
+            if ids.is_empty() {
+                continue;
+            }
+            if let Err(why) = delete(&controls, lead, &ids).await {
+                tracing::debug!(side = %lead, why, "journal rows could not be deleted yet");
+                global.mirror.put_back(lead, ids);
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+async fn delete(controls: &Controls, lead: Side, ids: &[i64]) -> Result<(), String> {
+    let pool = controls.get(lead).ok_or("no control connection")?;
+    let client = control::get(&pool).await.map_err(|e| e.to_string())?;
+    let sql = "DELETE FROM crossfade.journal WHERE id OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.int8[])";
+    client.execute(sql, &[&ids]).await.map(drop).map_err(|e| control::describe(&e))
+}
+
+const CLEAN: Duration = Duration::from_millis(20);
+const AGAIN: Duration = Duration::from_millis(100);
+/// How long an outcome is asked for: a server that crashed may be replaying its log.
+const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,0 +1,140 @@
+//! What the data threads share about mirroring.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::{
+    Side,
+    mirror::{
+        batch::Destination,
+        recovery::Identity,
+        tables::{Published, Table, Tables},
+    },
+};
+
+/// What is installed in the control schema, ready to be sent to.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct Installed {
+    /// Tables by number.
+    pub(in crate::proxy) tables: HashMap<i32, Destination>,
+    /// Numbers of repositories by name.
+    pub(in crate::proxy) repositories: HashMap<String, i32>,
+}
+
+impl Installed {
+    /// `version`: another one for each.
+    fn new(tables: &Tables, version: u64) -> Self {
+        let destination = |(&n, t): (&i32, &Arc<Table>)| (n, Destination::new(t.meta.clone(), version));
+        Self {
+            tables: tables.tables.iter().map(destination).collect(),
+            repositories: tables.repositories.values().map(|r| (r.name.clone(), r.number)).collect(),
+        }
+    }
+}
+
+/// Asks a side what became of a transaction (xid8): committed or not; `None` when it cannot be known.
+pub(in crate::proxy) type Outcomes =
+    Box<dyn Fn(Side, String) -> Pin<Box<dyn Future<Output = Option<bool>> + Send>> + Send + Sync>;
+
+/// Shared by all threads.
+pub(in crate::proxy) struct State {
+    pub(in crate::proxy) installed: ArcSwap<Installed>,
+    /// What `installed` was made of, and its version.
+    seen: Mutex<Option<(Arc<Tables>, u64)>>,
+    /// Of each side, when it is known.
+    pub(in crate::proxy) identity: [ArcSwapOption<Identity>; 2],
+    /// What `crossfade.write_set` of each side wants to hear.
+    pub(in crate::proxy) tokens: [ArcSwapOption<String>; 2],
+    /// Unique among instances.
+    pub(in crate::proxy) instance: u32,
+    began: Instant,
+    /// Until then (milliseconds since `began`) a side that failed as a follower is left alone.
+    avoided: [AtomicU64; 2],
+    /// Asks a side what became of a transaction.
+    outcomes: OnceLock<Outcomes>,
+    /// Journal rows, by the side that holds them, whose transactions are on both sides.
+    done: [Mutex<Vec<i64>>; 2],
+}
+
+impl Default for State {
+    fn default() -> Self {
+        let mut instance = [0; 4];
+        getrandom::fill(&mut instance).expect("the system has randomness");
+        Self {
+            installed: ArcSwap::default(),
+            seen: Mutex::default(),
+            identity: Default::default(),
+            tokens: Default::default(),
+            instance: u32::from_le_bytes(instance),
+            began: Instant::now(),
+            avoided: Default::default(),
+            outcomes: OnceLock::new(),
+            done: Default::default(),
+        }
+    }
+}
+
+impl State {
+    /// Seconds on this process's own clock.
+    pub(in crate::proxy) fn clock(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    /// A side failed as a follower: it is left alone for a while, so that clients do not wait for it one after another.
+    pub(in crate::proxy) fn avoid(&self, side: Side, wait: Duration) {
+        let until = self.began.elapsed() + wait;
+        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.avoided[side.index()].fetch_max(until, Ordering::Relaxed);
+    }
+
+    /// Is it left alone now?
+    pub(in crate::proxy) fn is_avoided(&self, side: Side) -> bool {
+        let until = self.avoided[side.index()].load(Ordering::Relaxed);
+        until > 0 && self.began.elapsed().as_millis() < u128::from(until)
+    }
+
+    /// The follower has what this row of the journal of `lead` says.
+    pub(in crate::proxy) fn done(&self, lead: Side, id: i64) {
+        self.done[lead.index()].lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    }
+
+    /// Rows to be deleted from the journal of `lead`.
+    pub(in crate::proxy) fn take_done(&self, lead: Side) -> Vec<i64> {
+        std::mem::take(&mut *self.done[lead.index()].lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// They could not be deleted: again later.
+    pub(in crate::proxy) fn put_back(&self, lead: Side, mut ids: Vec<i64>) {
+        self.done[lead.index()].lock().unwrap_or_else(PoisonError::into_inner).append(&mut ids);
+    }
+
+    /// How outcomes are asked for.
+    pub(in crate::proxy) fn ask_with(&self, outcomes: Outcomes) {
+        let _ = self.outcomes.set(outcomes);
+    }
+
+    /// What became of a transaction; `None` when it cannot be known.
+    pub(in crate::proxy) async fn outcome(&self, side: Side, xid: String) -> Option<bool> {
+        self.outcomes.get()?(side, xid).await
+    }
+
+    /// Takes over what was published since the last time.
+    pub(in crate::proxy) fn refresh(&self, published: &Published) {
+        let tables = published.get();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if !seen.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &tables)) {
+            let version = seen.as_ref().map_or(0, |(_, version)| *version) + 1;
+            self.installed.store(Arc::new(Installed::new(&tables, version)));
+            *seen = Some((tables, version));
+        }
+    }
+}

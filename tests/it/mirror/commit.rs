@@ -1,0 +1,92 @@
+//! The end of a transaction: who waits for whom, and what happens when somebody dies.
+
+use super::{SYNCHRONOUS, check_equal, journal, said, start};
+use crate::support::{needs_proxy, wait_for};
+
+const SCHEMA: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); GRANT ALL ON t TO PUBLIC";
+
+/// Four round trips for an autocommit write, n + 4 for a block of n statements.
+#[test]
+fn round_trips() {
+    needs_proxy!();
+    for mode in SYNCHRONOUS {
+        let proxy = start(&format!("m_trips_{mode}"), SCHEMA, |s| s.mirror = format!("mirror = {mode:?}"));
+        let mut client = proxy.client("alice");
+        client.run("INSERT INTO t VALUES (0, 'warm')");
+        let trips = || proxy.metric("mirror_round_trips_total", &["lead=\"source\""]);
+        let shipped = || proxy.metric("mirror_transactions_total", &["lead=\"source\"", "outcome=\"both\""]);
+        // The client hears of it before the follower's end.
+        wait_for("the first", || (shipped() - 1.0).abs() < 0.5);
+        let before = (trips(), shipped());
+        for i in 1..=10 {
+            client.run(&format!("INSERT INTO t VALUES ({i}, 'x')"));
+        }
+        wait_for("ten transactions", || (shipped() - before.1 - 10.0).abs() < 0.5);
+        assert!((trips() - before.0 - 40.0).abs() < 0.5, "{mode}: {}", trips() - before.0);
+        let before = trips();
+        client.run("BEGIN");
+        client.run("INSERT INTO t VALUES (100, 'x')");
+        client.run("UPDATE t SET v = 'y' WHERE id = 100");
+        client.run("COMMIT");
+        // What is ours: write set, rows, and the follower's end; COMMIT is the client's own.
+        wait_for("the block", || (trips() - before - 3.0).abs() < 0.5);
+        check_equal(&proxy);
+    }
+}
+
+/// The follower is stopped: clients go on, the journal keeps the keys, and they are shipped when it is back.
+#[test]
+fn follower_is_down() {
+    needs_proxy!();
+    for mode in SYNCHRONOUS {
+        let mut target = crate::support::cluster::Cluster::start(
+            "down",
+            *crate::support::cluster::majors().last().expect("one"),
+        );
+        let source = crate::support::cluster::oldest();
+        let proxy = super::start_between(source, &target, &format!("m_down_{mode}"), SCHEMA, |s| {
+            s.mirror = format!("mirror = {mode:?}");
+        });
+        let mut client = proxy.client("alice");
+        client.run("INSERT INTO t VALUES (1, 'both')");
+        target.kill();
+        assert_eq!(said(&mut client, "INSERT INTO t VALUES (2, 'lead alone')"), "C[INSERT_0_1] ZI");
+        client.run("BEGIN");
+        client.run("UPDATE t SET v = 'changed' WHERE id = 1");
+        client.run("DELETE FROM t WHERE id = 2");
+        client.run("INSERT INTO t VALUES (3, 'lead alone')");
+        assert_eq!(said(&mut client, "COMMIT"), "C[COMMIT] ZI");
+        assert_ne!(journal(&proxy), None);
+        target.restart();
+        check_equal(&proxy);
+        client.run("INSERT INTO t VALUES (4, 'both again')");
+        check_equal(&proxy);
+    }
+}
+
+/// With `on_follower_failure = "fail"` nothing is written anywhere.
+#[test]
+fn follower_is_down_and_must_not_be() {
+    needs_proxy!();
+    for mode in SYNCHRONOUS {
+        let mut target = crate::support::cluster::Cluster::start(
+            "must",
+            *crate::support::cluster::majors().last().expect("one"),
+        );
+        let source = crate::support::cluster::oldest();
+        let proxy = super::start_between(source, &target, &format!("m_must_{mode}"), SCHEMA, |s| {
+            s.mirror = format!("mirror = {mode:?}\non_follower_failure = \"fail\"");
+        });
+        let mut client = proxy.client("alice");
+        client.run("INSERT INTO t VALUES (1, 'both')");
+        target.kill();
+        assert_eq!(said(&mut client, "INSERT INTO t VALUES (2, 'x')"), "E(40001) ZI");
+        client.run("BEGIN");
+        client.run("INSERT INTO t VALUES (3, 'x')");
+        assert_eq!(said(&mut client, "COMMIT"), "E(40001) ZI");
+        assert_eq!(client.run("SELECT count(*) FROM t").as_deref(), Some("1"));
+        target.restart();
+        wait_for("writes again", || said(&mut client, "INSERT INTO t VALUES (5, 'x')") == "C[INSERT_0_1] ZI");
+        check_equal(&proxy);
+    }
+}
