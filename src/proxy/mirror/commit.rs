@@ -24,8 +24,10 @@ use crate::{
 /// What of a transaction has reached the follower before its COMMIT.
 #[derive(Debug)]
 pub(in crate::proxy) enum Shipped {
-    /// It has changed nothing, or the journal has all of it.
+    /// It has changed nothing.
     Alone,
+    /// The lead's journal has all of it.
+    Journal(Side),
     /// All of it, waiting for the lead.
     Waiting(Box<Waiting>),
 }
@@ -72,8 +74,11 @@ impl Client {
         }
         let set =
             write_set(&reply).map_err(|e| Stopped::Error(ClientError::error("XX000", e.to_string())))?;
-        if set.overflow || set.changes.is_empty() {
+        if set.changes.is_empty() && !set.overflow {
             return Ok(Shipped::Alone);
+        }
+        if set.overflow {
+            return Ok(self.journaled(lead.side, repositories));
         }
         let mode = self.mode_of(repositories);
         let xid = set.xid.clone().unwrap_or_default();
@@ -111,7 +116,14 @@ impl Client {
             script.call(lead, own::SPILL, &[]);
             self.told(script, lead).await?;
         }
-        Ok(Shipped::Alone)
+        Ok(self.journaled(lead.side, repositories))
+    }
+
+    /// The journal alone has it.
+    fn journaled(&self, lead: Side, repositories: u64) -> Shipped {
+        self.shard.count_mirrored(lead, "journal");
+        self.soil(lead, repositories);
+        Shipped::Journal(lead)
     }
 
     /// Runs statements of ours in the lead's transaction.
@@ -226,8 +238,16 @@ impl Client {
 
     /// The lead's transaction has ended: so does the follower's. The client waits for it where it may read there next.
     pub(in crate::proxy) async fn end_follower(&self, shipped: Shipped, committed: bool, repositories: u64) {
-        let Shipped::Waiting(waiting) = shipped else { return };
+        let waiting = match shipped {
+            Shipped::Alone => return,
+            // Once more: a look before the lead's COMMIT has seen nothing.
+            Shipped::Journal(lead) => return self.soil(lead, repositories),
+            Shipped::Waiting(waiting) => waiting,
+        };
         let Waiting { pending, lead, journal, .. } = *waiting;
+        if pending.stale {
+            self.soil(lead, repositories);
+        }
         let shard = Rc::clone(&self.shard);
         let limit = self.current.config.mirror.apply_timeout;
         let end = async move {
