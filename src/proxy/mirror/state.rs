@@ -63,6 +63,8 @@ pub(in crate::proxy) struct State {
     outcomes: OnceLock<Outcomes>,
     /// Journal rows, by the side that holds them, whose transactions are on both sides.
     done: [Mutex<Vec<i64>>; 2],
+    /// Journal rows, by the side that holds them, whose follower's end is not known.
+    late: [Mutex<Vec<i64>>; 2],
 }
 
 impl Default for State {
@@ -79,6 +81,7 @@ impl Default for State {
             avoided: Default::default(),
             outcomes: OnceLock::new(),
             done: Default::default(),
+            late: Default::default(),
         }
     }
 }
@@ -105,6 +108,16 @@ impl State {
     /// The follower has what this row of the journal of `lead` says.
     pub(in crate::proxy) fn done(&self, lead: Side, id: i64) {
         self.done[lead.index()].lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    }
+
+    /// The follower may not have what this row of the journal of `lead` says: the repairer is to look at once.
+    pub(in crate::proxy) fn late(&self, lead: Side, id: i64) {
+        self.late[lead.index()].lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    }
+
+    /// Those rows.
+    pub(in crate::proxy) fn take_late(&self, lead: Side) -> Vec<i64> {
+        std::mem::take(&mut *self.late[lead.index()].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Rows to be deleted from the journal of `lead`.
