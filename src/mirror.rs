@@ -9,6 +9,7 @@ pub mod batch;
 pub mod capture;
 pub mod facts;
 pub mod install;
+pub mod lead;
 pub mod plan;
 pub mod preflight;
 pub mod recovery;

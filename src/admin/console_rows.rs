@@ -17,12 +17,16 @@ pub struct RepositoryRow {
     pub writes_target_percent: f64,
     /// `mirror` as configured.
     pub mirror: String,
-    /// Who leads writes: `source`, `target`, or `both` while write weights are fractional.
+    /// Who leads writes now: `source`, `target`, or `nobody` while a move of the lead is not finished.
     pub lead: String,
     /// Statements each side answered, by [`Side::index`].
     pub queries: [u64; 2],
     /// Errors each side answered.
     pub errors: [u64; 2],
+    /// Who is to lead, when that is another side than now.
+    pub lead_wanted: Option<String>,
+    /// What the move of the lead waits for, or why it failed.
+    pub lead_waits_for: Option<String>,
 }
 
 /// SHOW POOLS
@@ -279,6 +283,8 @@ pub fn columns(command: &Command) -> Vec<Column> {
             ("target_queries", Int8),
             ("source_errors", Int8),
             ("target_errors", Int8),
+            ("lead_wanted", Text),
+            ("lead_waits_for", Text),
         ],
         Command::Show(Show::Pools) => &[
             ("user", Text),
@@ -388,6 +394,8 @@ impl ToCells for RepositoryRow {
             self.queries[1].into(),
             self.errors[0].into(),
             self.errors[1].into(),
+            self.lead_wanted.into(),
+            self.lead_waits_for.into(),
         ]
     }
 }

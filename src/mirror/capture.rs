@@ -189,7 +189,7 @@ impl Captured {
                 )
             }
         };
-        format!("{HEAD}{entry}{}", tail(self.repository))
+        format!("{}{entry}{}", head(self.repository), tail(self.repository))
     }
 
     /// A partition's trigger has an argument. Emptied together with its root, it has nothing to add; alone, the repairer
@@ -197,9 +197,10 @@ impl Captured {
     fn truncate_body(&self) -> String {
         let (number, repository) = (self.number, self.repository);
         format!(
-            "{HEAD}  entry := '\"T{number}:\",';\n  IF TG_NARGS OPERATOR(pg_catalog.>) 0 AND size OPERATOR(pg_catalog.>) 0 THEN\n    \
+            "{}  entry := '\"T{number}:\",';\n  IF TG_NARGS OPERATOR(pg_catalog.>) 0 AND size OPERATOR(pg_catalog.>) 0 THEN\n    \
              IF pg_catalog.strpos(held, entry) OPERATOR(pg_catalog.=) 0 THEN\n      \
              PERFORM crossfade.spill(held OPERATOR(pg_catalog.||) entry, '', {repository});\n    END IF;\n    RETURN NULL;\n  END IF;\n{}",
+            head(repository),
             tail(repository)
         )
     }
@@ -262,13 +263,22 @@ fn escaped(text: &str) -> String {
     format!("pg_catalog.replace(pg_catalog.replace({text}, E'\\\\', E'\\\\\\\\'), '\"', E'\\\\\"')")
 }
 
-const HEAD: &str = "#variable_conflict use_variable
+/// A transaction that was armed for other repositories (a cascade, a trigger) takes the fence of this one first.
+fn head(repository: i32) -> String {
+    format!(
+        "#variable_conflict use_variable
 DECLARE
   held pg_catalog.text := pg_catalog.current_setting('crossfade.keys', true);
   size pg_catalog.int4 := pg_catalog.octet_length(held);
   entry pg_catalog.text;
 BEGIN
-";
+  IF size OPERATOR(pg_catalog.>) 0 AND (pg_catalog.octet_length(pg_catalog.current_setting('crossfade.fence_{repository}', true))
+    OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
+    PERFORM crossfade.fence({repository});
+  END IF;
+"
+    )
+}
 
 /// An assignment of one expression runs without a query of its own.
 fn tail(repository: i32) -> String {

@@ -59,9 +59,9 @@ END $$;
 /// Takes away everything, journal included. The triggers must be gone, or CASCADE would need their tables' locks.
 pub const DROP: &str = "DROP SCHEMA IF EXISTS crossfade CASCADE";
 
-/// What does not depend on the tables: `arm`, `spill`, `spill_armed`, `write_set`. `collect` is in [`super::capture`].
+/// What does not depend on the tables: `arm`, `fence`, `spill`, `spill_armed`, `write_set`. `collect` is in [`super::capture`].
 pub fn functions(side: Side) -> String {
-    let functions = [ARM, SPILL, SPILL_ARMED, LEAVE, WRITE_SET].concat();
+    let functions = [ARM, FENCE, SPILL, SPILL_ARMED, LEAVE, WRITE_SET].concat();
     functions.replace("@side", side.name()).replace("@class", &LOCK_CLASS.to_string())
 }
 
@@ -87,6 +87,7 @@ BEGIN
         MESSAGE = format('crossfade: writes of repository %s are led by the %s, not by the @side',
                          coalesce(found_name, one::text), coalesce(found_lead, 'nobody'));
     END IF;
+    PERFORM set_config('crossfade.fence_' || one::text, 'on', true);
   END LOOP;
   IF coalesce(current_setting('crossfade.keys', true), '') = '' THEN
     PERFORM set_config('crossfade.keys', '{', true);
@@ -94,6 +95,31 @@ BEGIN
 END $crossfade$;
 REVOKE ALL ON FUNCTION crossfade.arm(int[], text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION crossfade.arm(int[], text) TO PUBLIC;
+";
+
+/// For the triggers of an armed transaction: a repository that `arm` was not told of. Its rows are on their way to the
+/// side that follows, which must not lead by then.
+const FENCE: &str = "
+CREATE OR REPLACE FUNCTION crossfade.fence(repository int) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
+DECLARE found_name text; found_lead text;
+BEGIN
+  PERFORM pg_advisory_xact_lock_shared(@class, repository);
+  IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+    SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = repository FOR SHARE;
+  ELSE
+    SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = repository;
+  END IF;
+  IF found_lead IS DISTINCT FROM '@side' THEN
+    RAISE EXCEPTION USING ERRCODE = '40001',
+      MESSAGE = format('crossfade: writes of repository %s are led by the %s, not by the @side',
+                       coalesce(found_name, repository::text), coalesce(found_lead, 'nobody')),
+      HINT = 'Repeat the transaction. A statement that writes to several repositories needs them led by one side.';
+  END IF;
+  PERFORM set_config('crossfade.fence_' || repository::text, 'on', true);
+END $crossfade$;
+REVOKE ALL ON FUNCTION crossfade.fence(int) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION crossfade.fence(int) TO PUBLIC;
 ";
 
 /// For the triggers. Not armed: one row for the entries, when this side leads. Armed: a row for what is held, and the

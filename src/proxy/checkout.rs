@@ -187,13 +187,18 @@ impl Client {
     /// Takes the transaction block to `side`: it is rolled back where it was, and its prologue is repeated there. What
     /// it holds is given back before anything else is asked for, or clients that swap sides would wait for one another.
     pub(super) async fn move_to(&mut self, side: Side) -> Result<(), ClientError> {
+        self.restart_block(side.other(), side).await
+    }
+
+    /// Rolls the block back on one side and begins it again, on the other or the same.
+    pub(super) async fn restart_block(&mut self, from: Side, to: Side) -> Result<(), ClientError> {
         let touched = self.unread.clone();
-        self.leave_block(side.other()).await?;
-        let (at, result) = match self.enter_block(side).await {
-            Ok(()) => (side, Ok(())),
+        self.leave_block(from).await?;
+        let (at, result) = match self.enter_block(to).await {
+            Ok(()) => (to, Ok(())),
             // The error is the block's own: it goes on where it was, to fail there.
-            Err(error) => match self.enter_block(side.other()).await {
-                Ok(()) => (side.other(), Err(error)),
+            Err(error) => match self.enter_block(from).await {
+                Ok(()) => (from, Err(error)),
                 Err(_) => return Err(ClientError { fatal: true, ..error }),
             },
         };

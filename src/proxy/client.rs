@@ -89,6 +89,8 @@ pub(super) struct Client {
     pub(super) discards: bool,
     /// It has temporary tables.
     pub(super) temporary: bool,
+    /// Since when its unit is sent after a lead that moves.
+    pub(super) late_since: Option<Instant>,
 }
 
 /// Why a client's connection ends.

@@ -59,6 +59,10 @@ pub(super) struct Mirrored {
     pub(super) before: Option<Box<(Script, Reply)>>,
     /// The error that it was.
     pub(super) refused: Option<Vec<u8>>,
+    /// What the block had captured before, and what was armed.
+    pub(super) captured: (u64, u64),
+    /// It was refused because another side leads, and can run there.
+    pub(super) late: bool,
     /// Their answer was an error: whatever the server says to the unit is not for the client.
     pub(super) mute: bool,
     /// More of our own stands behind the unit: what comes after it is left in the server's input.

@@ -22,9 +22,10 @@ use crate::{
     admin::http::BackendState,
     backend::{budget::Budgets, tls::BackendTlsContext},
     catalog::Catalog,
-    config::reload::Live,
+    config::{Config, reload::Live},
     frontend::{self, Peer},
     report::metrics::Metrics,
+    route::policy::Policy,
     wire::stream::Detached,
 };
 
@@ -33,6 +34,8 @@ pub(super) struct Global {
     pub(super) live: Arc<Live>,
     pub(super) frontend: frontend::Shared,
     pub(super) catalog: ArcSwap<Catalog>,
+    /// The configuration by which clients are routed.
+    effective: Mutex<Effective>,
     /// Rises when the configuration or the catalog is another.
     pub(super) version: AtomicU64,
     pub(super) budgets: Budgets,
@@ -61,6 +64,34 @@ pub(super) enum Message {
     Run(Errand),
     /// All clients are gone: the end.
     End,
+}
+
+/// The configuration as the data threads see it: leads are those in force, not those that the file wants.
+struct Effective {
+    file: Arc<Config>,
+    leads: Arc<HashMap<String, Side>>,
+    config: Arc<Config>,
+}
+
+impl Effective {
+    fn of(file: Arc<Config>) -> Self {
+        Self { config: Arc::clone(&file), leads: Arc::default(), file }
+    }
+
+    /// Follows what both are now. Each that differs has a generation of its own.
+    fn renew(&mut self, file: Arc<Config>, leads: Arc<HashMap<String, Side>>) {
+        if Arc::ptr_eq(&file, &self.file) && Arc::ptr_eq(&leads, &self.leads) {
+            return;
+        }
+        let repositories = mirror::effective(&file.policy, &leads);
+        let policy = Policy {
+            generation: self.config.policy.generation + 1,
+            repositories: repositories.unwrap_or_else(|| file.policy.repositories.clone()),
+            ..Policy::clone(&file.policy)
+        };
+        self.config = Arc::new(Config { policy: Arc::new(policy), ..Config::clone(&file) });
+        (self.file, self.leads) = (file, leads);
+    }
 }
 
 struct CancelEntry {
@@ -92,6 +123,7 @@ impl Global {
         tls: [BackendTlsContext; 2],
     ) -> Self {
         Self {
+            effective: Mutex::new(Effective::of(live.get())),
             live,
             frontend,
             catalog: ArcSwap::default(),
@@ -122,11 +154,20 @@ impl Global {
     pub(super) fn current(&self) -> Current {
         // The version first: what is read after it is at least as new.
         let version = self.version.load(Ordering::Acquire);
-        Current::new(self.live.get(), self.catalog.load_full(), version)
+        Current::new(self.effective(), self.catalog.load_full(), version)
     }
 
-    /// Tells the threads that the configuration or the catalog is another.
+    /// The configuration by which clients are routed: of mirrored repositories the side that leads now.
+    pub(super) fn effective(&self) -> Arc<Config> {
+        Arc::clone(&self.effective.lock().unwrap_or_else(PoisonError::into_inner).config)
+    }
+
+    /// Tells the threads that the configuration, a lead or the catalog is another.
     pub(super) fn changed(&self) {
+        {
+            let mut effective = self.effective.lock().unwrap_or_else(PoisonError::into_inner);
+            effective.renew(self.live.get(), self.mirrored.leads.last());
+        }
         self.version.fetch_add(1, Ordering::Release);
     }
 

@@ -251,6 +251,7 @@ fn client(
         utf8: false,
         discards: false,
         temporary: false,
+        late_since: None,
         shared: seen,
     };
     if let Some(mut server) = home {

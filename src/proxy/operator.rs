@@ -16,7 +16,9 @@ use crate::{
         },
     },
     config::reload::Why,
+    mirror::lead::InForce,
     report::metrics as names,
+    route::policy::{Mode, Repository},
     session::transaction::Status,
 };
 
@@ -40,15 +42,18 @@ impl Operator for Console {
             .iter()
             .map(|r| {
                 let counts = counts.get(&r.name).copied().unwrap_or_default();
+                let (lead, wanted) = leads_now(&self.global.mirrored.leads, r);
                 RepositoryRow {
                     name: r.name.clone(),
                     tables: r.tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect(),
                     reads_target_percent: percent(r.reads),
                     writes_target_percent: percent(r.writes),
                     mirror: r.mirror.mode.name().to_owned(),
-                    lead: r.writes.draw(0).name().to_owned(),
+                    lead,
                     queries: counts.queries,
                     errors: counts.errors,
+                    lead_wanted: wanted,
+                    lead_waits_for: self.global.mirrored.leads.waits(&r.name),
                 }
             })
             .collect()
@@ -311,4 +316,17 @@ pub(super) async fn collect(global: Arc<Global>) {
     }
     metrics.set(&names::TLS_STUFFING_REFUSED, &[], read(&counters.stuffed));
     super::mirror::collect(&global);
+}
+
+/// Who leads a repository, and who is to lead it when that is somebody else.
+fn leads_now(leads: &super::mirror::Leads, repository: &Repository) -> (String, Option<String>) {
+    let wanted = repository.writes.draw(0);
+    let lead = match leads.in_force(&repository.name) {
+        _ if repository.mirror.mode == Mode::Off => wanted.name(),
+        InForce::Side(lead) => lead.name(),
+        InForce::Unknown => wanted.name(),
+        InForce::Nobody => "nobody",
+        InForce::Both => "both",
+    };
+    (lead.to_owned(), (lead != wanted.name()).then(|| wanted.name().to_owned()))
 }

@@ -7,7 +7,7 @@ use super::{
     client::{Client, End, Unit, last_words},
     extended::Survey,
     flight::{Broken, Flight},
-    mirror::Duty,
+    mirror::{Duty, Late},
     plans::Entry,
     send::SendError,
     settle::only_settings,
@@ -234,15 +234,13 @@ impl Client {
     }
 
     async fn run_on(&mut self, mut choice: Choice, unit: Unit, mut survey: Survey) -> Result<(), End> {
-        let (length, kept) = match unit {
-            Unit::Simple { length, .. } | Unit::Extended { length, .. } => {
-                (length, choice.fallback.map(|_| self.conn.input[..length].to_vec()))
-            }
-        };
+        let (Unit::Simple { length, .. } | Unit::Extended { length, .. }) = unit;
         let duty = match self.duty(&survey, choice.footprint.as_deref(), unit) {
             Ok(duty) => duty,
             Err(error) => return Box::pin(self.refuse(&error, unit)).await,
         };
+        let keep = choice.fallback.is_some() || matches!(duty, Duty::Wrap(_) | Duty::Arm(_));
+        let mut kept = keep.then(|| self.conn.input[..length].to_vec());
         loop {
             let began = Instant::now();
             let mut flight =
@@ -269,6 +267,11 @@ impl Client {
                 Err(SendError::Broken(broken)) => Some(broken),
             };
             match broken {
+                None if flight.mirrored.late => {
+                    let bytes = kept.take().unwrap_or_default();
+                    let late = Late { duty, unit, bytes, before: flight.mirrored.captured };
+                    return Box::pin(self.run_again(late, server)).await;
+                }
                 None => {
                     if left != 0 {
                         self.soil(choice.side, left);
@@ -330,7 +333,7 @@ impl Client {
         true
     }
 
-    async fn not_served(&mut self, side: Side, refused: Refused, unit: Unit) -> Result<(), End> {
+    pub(super) async fn not_served(&mut self, side: Side, refused: Refused, unit: Unit) -> Result<(), End> {
         let error = match refused {
             Refused::Server(frame) => {
                 if self.servers.iter().all(Option::is_none) && self.keeps_servers() {

@@ -30,6 +30,7 @@ impl Client {
             flight.mirrored.wrapped = true;
             flight.mirrored.hold = if matches!(unit, Unit::Simple { .. }) { Hold::Tag } else { Hold::Ready };
         } else {
+            flight.mirrored.captured = (self.txn.captured, self.txn.armed);
             self.txn.captured |= repositories;
             self.txn.armed |= repositories;
         }
@@ -62,7 +63,11 @@ impl Client {
     /// Writes the question for the write set.
     pub(super) fn ask_write_set(&self, repositories: u64, server: &mut Server) -> Script {
         let mut script = Script::default();
-        self.put_write_set(self.mode_of(repositories) == Mode::Journaled, &mut script, server);
+        match self.mode_of(repositories) {
+            Mode::Off | Mode::Async => script.call(server, own::SPILL, &[]),
+            Mode::Journaled => self.put_write_set(true, &mut script, server),
+            Mode::Atomic => self.put_write_set(false, &mut script, server),
+        }
         Script::sync(server);
         script
     }
@@ -74,16 +79,19 @@ impl Client {
         script.call(server, own::WRITE_SET, &[Some(journal), Some(token)]);
     }
 
-    /// What all these repositories promise: two-phase commit only when each of them wants it.
+    /// What all these repositories promise: two-phase commit only when each of them wants it, and the journal alone
+    /// when none wants more. Values travel as the text that the lead sends: in another encoding than the follower's
+    /// connection they are left to the repairer.
     pub(super) fn mode_of(&self, repositories: u64) -> Mode {
-        let policy = &self.current.config.policy;
-        let atomic = policy
-            .repositories
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| repositories & (1 << i) != 0)
-            .all(|(_, r)| r.mirror.mode == Mode::Atomic);
-        if atomic { Mode::Atomic } else { Mode::Journaled }
+        let all = self.current.config.policy.repositories.iter().enumerate();
+        let named = || all.clone().filter(|(i, _)| repositories & (1 << i) != 0).map(|(_, r)| r.mirror.mode);
+        if !self.speaks_utf8() || named().all(|mode| mode == Mode::Async) {
+            Mode::Async
+        } else if named().all(|mode| mode == Mode::Atomic) {
+            Mode::Atomic
+        } else {
+            Mode::Journaled
+        }
     }
 
     /// Their numbers in the control schema, as an array literal.

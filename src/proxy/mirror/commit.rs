@@ -73,6 +73,9 @@ impl Client {
         if let Some(error) = reply.error {
             return Err(Stopped::Server(without_context(&error)));
         }
+        if self.mode_of(repositories) == Mode::Async {
+            return Ok(self.journaled(lead.side, repositories));
+        }
         let set =
             write_set(&reply).map_err(|e| Stopped::Error(ClientError::error("XX000", e.to_string())))?;
         if set.changes.is_empty() && !set.overflow {

@@ -59,7 +59,7 @@ impl Client {
         if footprint.writes != 0 {
             self.check_mirrored(policy, footprint, survey)?;
         }
-        let mirrored = if footprint.writes == 0 { 0 } else { synchronous(policy, footprint.writes) };
+        let mirrored = if footprint.writes == 0 { 0 } else { mirrored(policy, footprint.writes) };
         if mirrored == 0 && self.txn.captured == 0 {
             return Ok(Duty::Nothing);
         }
@@ -77,8 +77,7 @@ impl Client {
             }
             Status::Idle if mirrored == 0 => Duty::Nothing,
             Status::Idle => {
-                let wraps =
-                    statements().all(fits_in_a_block) && statements().any(changes) && self.speaks_utf8();
+                let wraps = statements().all(fits_in_a_block) && statements().any(changes);
                 if wraps { Duty::Wrap(mirrored) } else { Duty::Nothing }
             }
             Status::Block => {
@@ -94,7 +93,6 @@ impl Client {
                 } else if mirrored & !self.txn.armed != 0
                     && !statements().any(ends_the_block)
                     && statements().any(changes)
-                    && self.speaks_utf8()
                 {
                     Duty::Arm(mirrored | self.txn.armed)
                 } else {
@@ -142,9 +140,8 @@ impl Client {
         synchronous(&self.current.config.policy, all)
     }
 
-    /// Values travel as the text that the lead sends: in another encoding than the follower's connection they are left
-    /// to the repairer.
-    fn speaks_utf8(&self) -> bool {
+    /// Is the client's encoding that of the connections to the follower?
+    pub(super) fn speaks_utf8(&self) -> bool {
         self.context.ascii_safe && self.utf8
     }
 
@@ -181,6 +178,12 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Those of `repositories` that are mirrored.
+fn mirrored(policy: &Policy, repositories: u64) -> u64 {
+    let all = policy.repositories.iter().enumerate();
+    all.filter(|(_, r)| r.mirror.mode != Mode::Off).fold(0, |all, (i, _)| all | 1 << i) & repositories
 }
 
 /// Those of `repositories` whose rows the proxy itself ships.

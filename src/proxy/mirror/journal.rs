@@ -9,6 +9,7 @@ use std::{
 
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
+use super::lead::{self, Leads};
 use crate::{
     Side,
     admin::console_rows::{InDoubtRow, JournalRow},
@@ -32,6 +33,7 @@ use crate::{
 pub(in crate::proxy) struct Mirrored {
     pub(in crate::proxy) tables: Arc<Published>,
     pub(in crate::proxy) status: Arc<Status>,
+    pub(in crate::proxy) leads: Arc<Leads>,
 }
 
 /// Ends the thread when it is dropped.
@@ -73,7 +75,7 @@ async fn supervise(global: Weak<Global>, mut stopped: watch::Receiver<bool>) {
         if running.as_ref().map(|(key, _)| key) != wanted.as_ref() {
             running = None;
             if let Some(key) = wanted {
-                match tasks(&strong.mirrored, &config) {
+                match tasks(&strong, &config) {
                     Ok(tasks) => running = Some((key, tasks)),
                     Err(error) => tracing::error!(%error, "journals are not looked at"),
                 }
@@ -109,16 +111,19 @@ fn is_mirrored(config: &Config) -> bool {
     config.policy.repositories.iter().any(|r| r.mirror.mode != Mode::Off)
 }
 
-fn tasks(mirrored: &Mirrored, config: &Config) -> Result<JoinSet<()>, crate::backend::control::Error> {
+fn tasks(global: &Arc<Global>, config: &Config) -> Result<JoinSet<()>, crate::backend::control::Error> {
     let timeout = config.timeouts.server_connect;
     let manager = |side: Side| Manager::new(&config.backends[side.index()], timeout);
     let managers = [manager(Side::Source)?, manager(Side::Target)?];
     let Mirror { journal_grace: grace, lock_timeout, apply_timeout: patience, .. } = config.mirror;
     let settings = Settings { grace, lock_timeout, patience };
+    let (mirrored, global) = (&global.mirrored, Arc::downgrade(global));
     let mut tasks = JoinSet::new();
+    tasks.spawn(lead::move_leads(Weak::clone(&global), managers.clone(), patience));
     for side in Side::BOTH {
         let (tables, status) = (Arc::clone(&mirrored.tables), Arc::clone(&mirrored.status));
         let manager = managers[side.index()].clone();
+        tasks.spawn(lead::look(Weak::clone(&global), side, manager.clone(), patience));
         let watcher =
             Watcher::new(side, manager, (patience, grace), Arc::clone(&tables), Arc::clone(&status));
         tasks.spawn(watch_journal(side, watcher));
@@ -222,7 +227,7 @@ impl Quiet {
 }
 
 /// A quarter more or less: instances must not march in step.
-fn jitter(wait: Duration) -> Duration {
+pub(super) fn jitter(wait: Duration) -> Duration {
     let mut byte = [128];
     let _ = getrandom::fill(&mut byte);
     wait.mul_f64(0.75 + f64::from(byte[0]) / 512.0)
@@ -263,6 +268,9 @@ pub(in crate::proxy) fn collect(global: &Global) {
     }
     for (outcome, n) in state.recovered {
         metrics.set(&names::RECOVERED, &[outcome.into()], n);
+    }
+    for (outcome, n) in global.mirrored.leads.moves() {
+        metrics.set(&names::LEAD_MOVES, &[outcome.into()], n);
     }
 }
 

@@ -49,6 +49,10 @@ impl Client {
             self.behind_unit(duty, server, flight);
         }
         self.exchange(server, flight).await.map_err(SendError::Broken)?;
+        if self.take_back(duty, server, flight).await.map_err(|e| lost(e.to_string()))? {
+            flight.mirrored.late = true;
+            return Ok(());
+        }
         if flight.mirrored.wrapped {
             self.shard.count_trip(server.side);
         }

@@ -1,0 +1,181 @@
+//! A unit that came too late: its repository is led by the other side by now. It runs there, and the client sees nothing of
+//! it; a block that has done too much to move fails with 40001.
+
+use std::{rc::Rc, time::Instant};
+
+use super::{Duty, own};
+use crate::{
+    Side,
+    backend::{pool::Refused, script::Script, server::Server},
+    error::ClientError,
+    mirror::schema::NOT_THE_LEAD,
+    proxy::{
+        checkout::unless_gone,
+        client::{Client, End, Unit},
+        flight::Flight,
+        host::patiently,
+        shared::Activity,
+    },
+    route::{Work, policy::Policy},
+    session::transaction::Status,
+    statement::Isolation,
+    wire::frame::{self, HEADER},
+};
+
+/// A unit that was refused because another side leads.
+pub(in crate::proxy) struct Late {
+    pub(in crate::proxy) duty: Duty,
+    pub(in crate::proxy) unit: Unit,
+    /// As the client sent it.
+    pub(in crate::proxy) bytes: Vec<u8>,
+    /// What the block had captured, and what was armed, before.
+    pub(in crate::proxy) before: (u64, u64),
+}
+
+impl Client {
+    /// The lead refused to arm because another side leads. True: the unit can run there, and the lead's session is as if
+    /// it had not been sent.
+    pub(in crate::proxy) async fn take_back(
+        &mut self,
+        duty: Duty,
+        lead: &mut Server,
+        flight: &mut Flight,
+    ) -> std::io::Result<bool> {
+        let Some(error) = flight.mirrored.refused.as_ref().filter(|e| is_not_the_lead(e)) else {
+            return Ok(false);
+        };
+        match duty {
+            Duty::Wrap(_) => {
+                if let Some(script) = flight.mirrored.after.take() {
+                    let reply = lead.reply(&self.shard.buffers).await?;
+                    script.answered(lead, &reply);
+                }
+                if lead.status != Status::Idle {
+                    let mut script = Script::default();
+                    script.call(lead, own::ROLLBACK, &[]);
+                    self.answer_of(script, lead).await?;
+                }
+                Ok(true)
+            }
+            Duty::Arm(_) if self.may_begin_again(flight.mirrored.captured) => Ok(true),
+            Duty::Arm(_) | Duty::Nothing | Duty::Commit | Duty::Spill => {
+                let mut said = bytes::BytesMut::new();
+                conflict(&frame::error_text(error)).encode(self.id(), &mut said);
+                flight.mirrored.refused = Some(said.to_vec());
+                Ok(false)
+            }
+        }
+    }
+
+    /// Has the block done nothing that it could not do again on the other side?
+    fn may_begin_again(&self, (captured, _): (u64, u64)) -> bool {
+        let own_snapshots =
+            matches!(self.txn.isolation, None | Some(Isolation::ReadCommitted)) && self.read_committed;
+        let repeatable = match self.txn.work {
+            Work::Prologue => true,
+            Work::Read => own_snapshots,
+            Work::Written | Work::Failed => false,
+        };
+        captured == 0 && repeatable && !self.txn.fixed
+    }
+
+    /// Puts the unit back to where it came from, and looks who leads; the client's turn comes again.
+    pub(in crate::proxy) async fn run_again(
+        &mut self,
+        late: Late,
+        mut server: Box<Server>,
+    ) -> Result<(), End> {
+        let shard = Rc::clone(&self.shard);
+        let (side, unit) = (server.side, late.unit);
+        self.registry.settle();
+        server.known.settle();
+        let rest = std::mem::take(&mut self.conn.input);
+        self.conn.input.extend_from_slice(&late.bytes);
+        self.conn.input.extend_from_slice(&rest);
+        let block = matches!(late.duty, Duty::Arm(_));
+        if block || self.keeps_servers() {
+            self.servers[side.index()] = Some(server);
+        } else {
+            shard.give_back(&self.pools[side.index()], server, Instant::now());
+        }
+        let again = self.late_since.is_some();
+        let since = *self.late_since.get_or_insert_with(Instant::now);
+        let limit = self.current.config.timeouts.query_wait.unwrap_or(LONGEST).min(LONGEST);
+        self.shared.activity.set(Activity::Waiting);
+        let leads = &shard.global.mirrored.leads;
+        let look = async {
+            if again {
+                tokio::time::sleep(PAUSE).await;
+            }
+            leads.look().await;
+            Ok(())
+        };
+        let deadline = since + limit;
+        let looked = patiently(look, Some(deadline), &self.shared);
+        let looked = unless_gone(looked, &mut self.conn, &shard).await;
+        self.shared.activity.set(Activity::Active);
+        let error = match looked {
+            Ok(()) if Instant::now() < deadline => None,
+            Ok(()) | Err(Refused::Timeout) => Some(
+                ClientError::error("55000", "no side leads the writes of this repository at the moment")
+                    .hint("A move of the lead is not finished: SHOW REPOSITORIES says what it waits for."),
+            ),
+            Err(refused) => {
+                self.late_since = None;
+                return self.not_served(side, refused, unit).await;
+            }
+        };
+        let error = match error {
+            None if block => self.begin_again(&late, side).await?,
+            error => error,
+        };
+        let Some(error) = error else { return Ok(()) };
+        self.late_since = None;
+        self.refuse(&error, unit).await
+    }
+
+    /// Begins the block again where its write belongs now; the error for the client when that cannot be.
+    async fn begin_again(&mut self, late: &Late, from: Side) -> Result<Option<ClientError>, End> {
+        (self.txn.captured, self.txn.armed) = late.before;
+        let new = self.shard.current();
+        let Duty::Arm(written) = late.duty else { return Ok(None) };
+        let (old, policy) = (&self.current.config.policy, &new.config.policy);
+        let names = |policy: &Policy| policy.repositories.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
+        let lead = |index: usize| {
+            if index == 0 { Side::Source } else { policy.repositories[index].writes.draw(self.txn.ticket) }
+        };
+        let of = |set: u64| (0..policy.repositories.len()).filter(move |i| set >> i & 1 == 1);
+        let to = of(written).map(lead).next().unwrap_or(from);
+        // What was read must not be read again from a side that is behind.
+        let current =
+            |index: usize| lead(index) == to || index == 0 || !policy.repositories[index].reads.allows(to);
+        if names(old) != names(policy)
+            || !of(written).all(|index| lead(index) == to)
+            || !of(self.txn.read).all(current)
+        {
+            // The block has failed on the server already.
+            return Ok(Some(conflict("the lead of a repository has moved")));
+        }
+        self.current = new;
+        self.txn.status = Status::Block;
+        if let Err(error) = self.restart_block(from, to).await {
+            return if error.fatal { Err(End::Error(error)) } else { Ok(Some(error)) };
+        }
+        Ok(None)
+    }
+}
+
+fn conflict(why: &str) -> ClientError {
+    ClientError::error("40001", format!("the transaction began before the lead of its writes moved: {why}"))
+        .hint("Repeat the transaction.")
+}
+
+/// Is it an error of `crossfade.arm`: another side leads, or none?
+fn is_not_the_lead(error: &[u8]) -> bool {
+    frame::error_field(&error[HEADER..], b'C') == Some(NOT_THE_LEAD.as_bytes())
+}
+
+/// Between looks while nobody leads.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+/// A client does not wait longer than this for a lead.
+const LONGEST: std::time::Duration = std::time::Duration::from_secs(30);
