@@ -44,6 +44,8 @@ pub struct TransactionState {
     pub last_write: Option<Side>,
     /// The statement opens a cursor, or a portal that is read in parts: what a later write could not move away from.
     pub holds: bool,
+    /// Mirrored repositories whose follower is not known to be current: their lead alone answers reads.
+    pub stale: Repositories,
 }
 
 /// An open transaction block.
@@ -198,6 +200,8 @@ impl Router<'_> {
         } else if footprint.writes_unknown || footprint.reads_unknown {
             let all = self.all(self.everything(), |index| self.lead(index) == side);
             if all { Reason::AllLedThere } else { Reason::OnUnknown }
+        } else if footprint.reads & self.state.stale != 0 {
+            Reason::Stale
         } else if footprint.side_effects {
             Reason::Home
         } else if self.state.temporary && footprint.unresolved {
@@ -285,7 +289,9 @@ impl Router<'_> {
     }
 
     fn readable(&self, index: usize, side: Side) -> bool {
-        self.lead(index) == side || (index != 0 && self.policy.repositories[index].reads.allows(side))
+        let current = self.state.stale >> index & 1 == 0;
+        self.lead(index) == side
+            || (index != 0 && current && self.policy.repositories[index].reads.allows(side))
     }
 
     fn everything(&self) -> Repositories {

@@ -353,7 +353,8 @@ impl Repairer {
         unknown.first().map(|unknown| Err(unknown.to_string()))
     }
 
-    /// By exact id: what committed late may stand before what was shipped. Markers go after their rows.
+    /// By exact id: what committed late may stand before what was shipped. Markers of whole rows stay for an hour:
+    /// another repairer may have read the same journal rows, and has only them to tell that all is done.
     async fn delete(&mut self, done: &[&JournalRow]) -> Result<(), Error> {
         if done.is_empty() {
             return Ok(());
@@ -364,13 +365,6 @@ impl Repairer {
             self.holds.row_done(*id);
         }
         self.status.emptied(self.journal, ids.len() as u64);
-        let markers: Vec<String> =
-            done.iter().filter(|r| !r.wanted.whole.is_empty()).map(|r| r.marker()).collect();
-        if let Some(follower) =
-            self.apply[self.journal.other().index()].as_ref().filter(|_| !markers.is_empty())
-        {
-            follower.rows(whole::UNMARK, &[&self.journal.name(), &markers]).await?;
-        }
         Ok(())
     }
 }

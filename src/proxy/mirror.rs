@@ -14,6 +14,7 @@ mod keeper;
 mod own;
 mod run;
 mod state;
+mod upkeep;
 
 pub(super) use background::{learn, ready};
 pub(super) use commit::Stopped;

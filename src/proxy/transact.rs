@@ -135,6 +135,7 @@ impl Client {
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
         let copies = self.copies_nested_oids(survey);
         let mut state = TransactionState {
+            stale: self.stale(&footprint),
             holds: survey.portal || footprint.opens_cursor || !complete || copies,
             ..self.state(complete && !copies)
         };
@@ -207,6 +208,7 @@ impl Client {
             temporary: self.shared.pinned.get() == Some(Pin::TempTable) || self.temporary,
             last_write: self.wrote_side,
             holds: false,
+            stale: 0,
         }
     }
 
@@ -253,6 +255,8 @@ impl Client {
             if duty == Duty::Commit {
                 return Box::pin(self.run_commit(choice, unit, survey, server)).await;
             }
+            let left =
+                if duty == Duty::Nothing { self.leaves_to_journal(choice.footprint.as_deref()) } else { 0 };
             let broken = if duty == Duty::Nothing {
                 self.send_and_exchange(unit, length, &mut survey, &mut server, &mut flight).await
             } else {
@@ -266,6 +270,9 @@ impl Client {
             };
             match broken {
                 None => {
+                    if left != 0 {
+                        self.soil(choice.side, left);
+                    }
                     if !flight.later.is_empty() {
                         survey.executed.append(&mut flight.later);
                         survey.text = None;

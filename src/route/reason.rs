@@ -19,6 +19,8 @@ pub enum Reason {
     Agreed,
     /// No other side may run it.
     OnlySide,
+    /// The follower is not known to be current: the journal holds rows for it.
+    Stale,
     /// Writes: its repositories are led there.
     Lead,
     /// The session has just written, and reads what it wrote.
@@ -47,6 +49,7 @@ impl Reason {
             Reason::Weighted => "weighted",
             Reason::Agreed => "agreed",
             Reason::OnlySide => "only_side",
+            Reason::Stale => "stale",
             Reason::Lead => "lead",
             Reason::Sticky => "sticky",
             Reason::BlockLead => "block_lead",
@@ -68,6 +71,7 @@ impl fmt::Display for Reason {
             Reason::Weighted => "drawn by the read weights",
             Reason::Agreed => "the side that may answer all its repositories",
             Reason::OnlySide => "no other side may run it",
+            Reason::Stale => "the follower is not known to be current",
             Reason::Lead => "its repositories are led there",
             Reason::Sticky => "the session has just written",
             Reason::BlockLead => "the transaction may write",

@@ -386,13 +386,14 @@ fn any_state() -> impl Strategy<Value = TransactionState> {
             pinned,
         },
     );
-    (proptest::option::of(block), any::<bool>(), any::<bool>(), side()).prop_map(
-        |(block, sticky, temporary, last_write)| TransactionState {
+    (proptest::option::of(block), any::<bool>(), any::<bool>(), side(), 0..32u64).prop_map(
+        |(block, sticky, temporary, last_write, stale)| TransactionState {
             block,
             sticky,
             temporary,
             last_write,
             holds: false,
+            stale,
         },
     )
 }
@@ -425,7 +426,8 @@ proptest! {
         }
         for (index, repository) in policy.repositories.iter().enumerate() {
             let lead = if index == 0 { Side::Source } else { repository.writes.draw(ticket) };
-            let reads = index != 0 && repository.reads.allows(side);
+            let current = state.stale >> index & 1 == 0;
+            let reads = index != 0 && current && repository.reads.allows(side);
             prop_assert!(footprint.writes >> index & 1 == 0 || lead == side, "wrote where it is not led");
             prop_assert!(footprint.reads >> index & 1 == 0 || lead == side || reads, "read where it may not");
         }

@@ -140,7 +140,9 @@ impl Bench {
     pub(crate) fn equal(&self, tables: &[&str]) {
         for table in tables {
             let [source, target] = Side::BOTH.map(|side| self.rows(side, table));
-            assert_eq!(source, target, "{table}: source, target");
+            let differs = source.iter().zip(&target).find(|(s, t)| s != t);
+            let counts = [source.len(), target.len()];
+            assert!(source == target, "{table}: {counts:?} rows; the first that differ: {differs:?}");
         }
     }
 }

@@ -103,22 +103,14 @@ fn check_mirror(part: &Part<'_>, mirror: Mirror, reads: Share, writes: Share) {
                            something else must keep it current";
             part.warn("reads", message, None);
         }
-        Mode::Async | Mode::Journaled if !whole => {
-            let message = format!(
-                "two sides that both lead writes need mirror = \"atomic\": with {:?} a write of one could undo \
-                 the other's",
-                mirror.mode.name()
-            );
-            part.mistake("writes", message, Some(format!("{hint}, or mirror = \"atomic\"")));
+        Mode::Async | Mode::Journaled | Mode::Atomic if !whole => {
+            let message =
+                "one side leads the writes of a repository; sharing them between two is not available";
+            part.mistake("writes", message, Some(hint.to_owned()));
         }
         Mode::Async if reads != writes => {
             let message = "reads stay on the lead while mirror = \"async\": the follower is behind";
             part.warn("reads", message, Some("use mirror = \"journaled\"".to_owned()));
-        }
-        Mode::Atomic if !whole && mirror.on_failure == OnFailure::Journal => {
-            let message = "while both sides lead writes a write that the follower cannot take must fail";
-            let hint = "write on_follower_failure = \"fail\"".to_owned();
-            part.mistake("mirror", message, Some(hint));
         }
         Mode::Off | Mode::Async | Mode::Journaled | Mode::Atomic => {}
     }

@@ -204,19 +204,9 @@ fn repositories() {
     mistakes(
         &repository("mirror = 'journaled'\nwrites = { source = 99, target = 1 }"),
         &[
-            "proxy.toml:5:10: repository.writes: two sides that both lead writes need mirror = \"atomic\": with \
-           \"journaled\" a write of one could undo the other's; write { source = 100, target = 0 } or { source = 0, \
-           target = 100 }, or mirror = \"atomic\"",
+            "proxy.toml:5:10: repository.writes: one side leads the writes of a repository; sharing them between two \
+           is not available; write { source = 100, target = 0 } or { source = 0, target = 100 }",
         ],
-    );
-    mistakes(
-        &repository("mirror = 'atomic'\nwrites = { source = 99, target = 1 }"),
-        &["proxy.toml:4:10: repository.mirror: while both sides lead writes a write that the follower \
-           cannot take must fail; write on_follower_failure = \"fail\""],
-    );
-    warnings(
-        &repository("mirror = 'atomic'\non_follower_failure = 'fail'\nwrites = { source = 99, target = 1 }"),
-        &[],
     );
     warnings(&repository("mirror = 'journaled'\nreads = { source = 90, target = 10 }"), &[]);
     warnings(

@@ -52,8 +52,8 @@ impl Repairer {
         Ok(())
     }
 
-    /// Removes markers whose journal rows are gone: of a crash between the two, and of the data path. Not the young
-    /// ones. A marker that can be seen is of a transaction that is over on the lead: the follower commits last.
+    /// Removes markers whose journal rows are gone, ours and the data path's. Not the young ones: who has read such a
+    /// row before it went has only the marker to know. A marker that can be seen is of a transaction that is over on the lead: the follower commits last.
     pub async fn sweep(&mut self, age: std::time::Duration) -> Result<(), Error> {
         let (journal, follower) = (self.journal, self.journal.other());
         self.connect_look(journal).await?;
@@ -197,9 +197,9 @@ const WAITING: &str = "SELECT j.id, pg_catalog.left(e, 1), pg_catalog.substring(
   FROM crossfade.journal j CROSS JOIN LATERAL pg_catalog.unnest(j.entries) AS e
   WHERE j.id < $1 AND j.id <> ALL ($2::int8[]) AND e ~ '^[RT][0-9]+:'";
 /// Removes markers of a lead.
-pub(super) const UNMARK: &str = "DELETE FROM crossfade.applied WHERE lead = $1 AND xid = ANY ($2)";
+const UNMARK: &str = "DELETE FROM crossfade.applied WHERE lead = $1 AND xid = ANY ($2)";
 const OLD: &str = "SELECT xid FROM crossfade.applied
-  WHERE lead = $1 AND at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) LIMIT 10000";
+  WHERE lead = $1 AND at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) LIMIT 100000";
 const NEEDED: &str = "SELECT m FROM pg_catalog.unnest($1::text[]) AS m
   WHERE EXISTS (SELECT FROM crossfade.journal j WHERE j.xid = pg_catalog.split_part(m, ':', 1)::xid8)";
 const PART: usize = 500;

@@ -15,6 +15,7 @@ use crate::{
         server::Server,
     },
     error::ClientError,
+    mirror::write_set::WriteSet,
     proxy::{client::Client, flight::Flight},
     route::policy::{Ack, Mode, OnFailure},
     session::transaction::Status,
@@ -24,8 +25,10 @@ use crate::{
 /// What of a transaction has reached the follower before its COMMIT.
 #[derive(Debug)]
 pub(in crate::proxy) enum Shipped {
-    /// It has changed nothing, or the journal has all of it.
+    /// It has changed nothing.
     Alone,
+    /// The lead's journal has all of it.
+    Journal(Side),
     /// All of it, waiting for the lead.
     Waiting(Box<Waiting>),
 }
@@ -72,8 +75,11 @@ impl Client {
         }
         let set =
             write_set(&reply).map_err(|e| Stopped::Error(ClientError::error("XX000", e.to_string())))?;
-        if set.overflow || set.changes.is_empty() {
+        if set.changes.is_empty() && !set.overflow {
             return Ok(Shipped::Alone);
+        }
+        if set.overflow {
+            return Ok(self.journaled(lead.side, repositories));
         }
         let mode = self.mode_of(repositories);
         let xid = set.xid.clone().unwrap_or_default();
@@ -87,11 +93,8 @@ impl Client {
         };
         let failure = match applied {
             Ok(pending) => {
-                if pending.stale && mode == Mode::Atomic {
-                    // The journal keeps the keys whose rows were not there.
-                    let mut script = Script::default();
-                    self.put_write_set(true, &mut script, lead);
-                    self.told(script, lead).await?;
+                if pending.stale {
+                    self.leave_stale(lead, set.journal).await?;
                 }
                 let journal = set.journal.filter(|_| !pending.stale);
                 let waiting = Waiting { pending, lead: lead.side, journal, xid };
@@ -106,12 +109,40 @@ impl Client {
         if !matches!(failure, Failure::Avoided(_)) {
             tracing::warn!(side = %lead.side.other(), error = %failure, "a transaction goes to the journal");
         }
-        if mode == Mode::Atomic {
-            let mut script = Script::default();
-            script.call(lead, own::SPILL, &[]);
-            self.told(script, lead).await?;
+        let mut script = Script::default();
+        match set.journal {
+            Some(id) => script.call(lead, own::LEAVE, &[Some(id.to_string().as_bytes()), Some(b"0")]),
+            None => script.call(lead, own::SPILL, &[]),
         }
-        Ok(Shipped::Alone)
+        self.told(script, lead).await?;
+        Ok(self.journaled(lead.side, repositories))
+    }
+
+    /// The journal keeps the keys whose rows were not there, for the repairer and at once.
+    async fn leave_stale(&self, lead: &mut Server, journal: Option<i64>) -> Result<(), Stopped> {
+        let id = if let Some(id) = journal {
+            id
+        } else {
+            let mut script = Script::default();
+            self.put_write_set(true, &mut script, lead);
+            let reply = self.answer_of(script, lead).await?;
+            if let Some(error) = reply.error {
+                return Err(Stopped::Server(without_context(&error)));
+            }
+            let Ok(WriteSet { journal: Some(id), .. }) = write_set(&reply) else { return Ok(()) };
+            id
+        };
+        let grace = self.current.config.mirror.journal_grace.as_secs_f64().to_string();
+        let mut script = Script::default();
+        script.call(lead, own::LEAVE, &[Some(id.to_string().as_bytes()), Some(grace.as_bytes())]);
+        self.told(script, lead).await
+    }
+
+    /// The journal alone has it.
+    fn journaled(&self, lead: Side, repositories: u64) -> Shipped {
+        self.shard.count_mirrored(lead, "journal");
+        self.soil(lead, repositories);
+        Shipped::Journal(lead)
     }
 
     /// Runs statements of ours in the lead's transaction.
@@ -226,8 +257,15 @@ impl Client {
 
     /// The lead's transaction has ended: so does the follower's. The client waits for it where it may read there next.
     pub(in crate::proxy) async fn end_follower(&self, shipped: Shipped, committed: bool, repositories: u64) {
-        let Shipped::Waiting(waiting) = shipped else { return };
+        let waiting = match shipped {
+            Shipped::Alone => return,
+            Shipped::Journal(lead) => return self.soil(lead, repositories),
+            Shipped::Waiting(waiting) => waiting,
+        };
         let Waiting { pending, lead, journal, .. } = *waiting;
+        if pending.stale {
+            self.soil(lead, repositories); // once more: a look before the lead's COMMIT has seen nothing
+        }
         let shard = Rc::clone(&self.shard);
         let limit = self.current.config.mirror.apply_timeout;
         let end = async move {
@@ -241,8 +279,10 @@ impl Client {
                     (false, _) => "rolled_back",
                 },
             );
-            if let Some(id) = journal.filter(|_| known && committed) {
-                shard.global.mirror.done(lead, id);
+            match journal.filter(|_| committed) {
+                Some(id) if known => shard.global.mirror.done(lead, id),
+                Some(id) => shard.global.mirror.late(lead, id),
+                None => {}
             }
         };
         if committed && !self.waits_for_both(repositories) {

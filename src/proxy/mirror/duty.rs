@@ -1,18 +1,23 @@
 //! What a unit needs around it because it writes to mirrored repositories, or ends a transaction that did.
 
+use std::time::Instant;
+
 use crate::{
+    Side,
+    catalog::RelationKind,
     error::ClientError,
     proxy::{
         client::{Client, Unit},
         extended::Survey,
+        mirror::state::Installed,
         settle::only_settings,
     },
     route::{
-        Footprint,
-        policy::{Ddl, Policy},
+        Footprint, Work,
+        policy::{Ddl, Mode, Policy, Repository},
     },
     session::transaction::Status,
-    statement::{Control, Kind, Statement},
+    statement::{Control, Effect, Isolation, Kind, Statement, Table},
 };
 
 /// What has to be done around a unit.
@@ -43,6 +48,16 @@ impl Client {
             return Ok(Duty::Nothing);
         };
         let policy = &self.current.config.policy;
+        let ours = |e: &Effect| match e {
+            Effect::Setting(name) | Effect::LocalSetting { name, .. } => name.starts_with("crossfade."),
+            Effect::ResetAll | Effect::Pin(_) | Effect::DiscardAll | Effect::DiscardSome => false,
+        };
+        if survey.executed.iter().flat_map(|e| &e.plan.statements).any(|s| s.effects.iter().any(ours)) {
+            return Err(ClientError::error(
+                "42501",
+                "settings that begin with crossfade. are crossfade's own",
+            ));
+        }
         if footprint.writes != 0 {
             self.check_mirrored(policy, footprint, survey)?;
         }
@@ -91,6 +106,63 @@ impl Client {
         })
     }
 
+    /// A table of the repository that is written and was not there when what mirroring needs was installed.
+    fn uncaptured(&self, repository: &Repository, installed: &Installed, survey: &Survey) -> Option<Table> {
+        let relations = &self.current.catalog.relations;
+        let captured = |table: &Table| {
+            let mut at = Some(table);
+            std::iter::from_fn(|| {
+                let this = at.take()?;
+                at = relations.get(this).and_then(|r| r.parent.as_ref());
+                Some(this)
+            })
+            .any(|t| installed.names.contains(t))
+        };
+        let is_table = |t: &Table| relations.get(t).is_some_and(|r| r.kind == RelationKind::Table);
+        let statements = survey.executed.iter().flat_map(|e| &e.plan.statements);
+        let written = statements.filter(|s| s.kind != Kind::LockingRead).flat_map(|s| &s.writes);
+        let mut new = written.filter(|t| !captured(t) && is_table(t));
+        new.find(|t| repository.tables.iter().any(|p| p.matches(t))).cloned()
+    }
+
+    /// Repositories that it reads and of which the follower is not known to be current. A block that keeps a snapshot
+    /// stays where it has read.
+    pub(in crate::proxy) fn stale(&self, footprint: &Footprint) -> u64 {
+        let keeps =
+            !matches!(self.txn.isolation, None | Some(Isolation::ReadCommitted)) || !self.read_committed;
+        if footprint.reads == 0 || keeps && self.txn.work >= Work::Read {
+            return 0;
+        }
+        let policy = &self.current.config.policy;
+        let status = &self.shard.global.mirrored.status;
+        let mut stale = 0;
+        for (index, r) in policy.repositories.iter().enumerate() {
+            let lead = r.writes.draw(0);
+            let follows = footprint.reads >> index & 1 == 1
+                && r.mirror.mode != Mode::Off
+                && r.reads.allows(lead.other());
+            if follows && (r.mirror.mode == Mode::Async || !status.is_clean(&r.name, lead, Instant::now())) {
+                stale |= 1 << index;
+            }
+        }
+        stale
+    }
+
+    /// Rows of these repositories are left to the journal: the follower is not current until they are shipped.
+    pub(in crate::proxy) fn soil(&self, lead: Side, repositories: u64) {
+        let policy = &self.current.config.policy;
+        for (_, r) in policy.repositories.iter().enumerate().filter(|(i, _)| repositories >> i & 1 == 1) {
+            self.shard.global.mirrored.status.soil(&r.name, lead, Instant::now());
+        }
+    }
+
+    /// What a unit without a duty may leave to the journal, of the repositories whose reads may go to the follower.
+    pub(in crate::proxy) fn leaves_to_journal(&self, footprint: Option<&Footprint>) -> u64 {
+        let Some(footprint) = footprint.filter(|f| f.is_write()) else { return 0 };
+        let all = if footprint.writes_unknown { u64::MAX } else { footprint.writes };
+        synchronous(&self.current.config.policy, all)
+    }
+
     /// Values travel as the text that the lead sends: in another encoding than the follower's connection they are left
     /// to the repairer.
     fn speaks_utf8(&self) -> bool {
@@ -104,9 +176,11 @@ impl Client {
         footprint: &Footprint,
         survey: &Survey,
     ) -> Result<(), ClientError> {
-        let written = policy.repositories.iter().enumerate().filter(|(i, r)| {
-            footprint.writes & (1 << i) != 0 && r.mirror.mode != crate::route::policy::Mode::Off
-        });
+        let written = policy
+            .repositories
+            .iter()
+            .enumerate()
+            .filter(|(i, r)| footprint.writes & (1 << i) != 0 && r.mirror.mode != Mode::Off);
         for (_, repository) in written {
             let name = &repository.name;
             let installed = self.shard.global.mirror.installed.load();
@@ -114,6 +188,16 @@ impl Client {
                 return Err(ClientError::error(
                     "55000",
                     format!("the repository {name:?} is mirrored, and what that needs is not installed"),
+                )
+                .hint("Run crossfade mirror install, or set mirror.install = true."));
+            }
+            if let Some(table) = self.uncaptured(repository, &installed, survey) {
+                return Err(ClientError::error(
+                    "55000",
+                    format!(
+                        "{}.{} belongs to the mirrored repository {name:?}, and its changes are not captured",
+                        table.schema, table.name
+                    ),
                 )
                 .hint("Run crossfade mirror install, or set mirror.install = true."));
             }
@@ -132,7 +216,7 @@ impl Client {
 
 /// Those of `repositories` whose rows the proxy itself ships.
 fn synchronous(policy: &Policy, repositories: u64) -> u64 {
-    let of = |(i, r): (usize, &crate::route::policy::Repository)| {
+    let of = |(i, r): (usize, &Repository)| {
         if r.mirror.mode.is_synchronous() { 1_u64 << i } else { 0 }
     };
     policy.repositories.iter().enumerate().map(of).fold(0, |all, bit| all | bit) & repositories

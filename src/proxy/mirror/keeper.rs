@@ -1,7 +1,10 @@
 //! Beside the clients, on the main thread: what became of a transaction whose connection died, and journal rows that
 //! are done.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::state::Outcomes;
 use crate::{
@@ -54,6 +57,7 @@ pub(in crate::proxy) async fn clean(global: Arc<Global>, controls: Arc<Controls>
     loop {
         ticks.tick().await;
         for lead in Side::BOTH {
+            age(&global, &controls, lead).await;
             let ids = global.mirror.take_done(lead);
             if ids.is_empty() {
                 continue;
@@ -65,6 +69,38 @@ pub(in crate::proxy) async fn clean(global: Arc<Global>, controls: Arc<Controls>
             }
         }
     }
+}
+
+/// Makes rows whose follower's end is not known look as old as the repairer takes them. They stay rows of a transaction
+/// that was shipped: their whole rows may be there.
+async fn age(global: &Global, controls: &Controls, lead: Side) {
+    let ids = global.mirror.take_late(lead);
+    if ids.is_empty() {
+        return;
+    }
+    // Until then nobody reads from the follower.
+    let config = global.live.get();
+    let soil = || {
+        for r in config.policy.repositories.iter().filter(|r| r.mirror.mode.is_synchronous()) {
+            global.mirrored.status.soil(&r.name, lead, Instant::now());
+        }
+    };
+    soil();
+    let sql = "UPDATE crossfade.journal SET at = at OPERATOR(pg_catalog.-) pg_catalog.make_interval(secs => $2) \
+               WHERE id OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.int8[])";
+    let grace = config.mirror.journal_grace.as_secs_f64();
+    let done = async {
+        let pool = controls.get(lead).ok_or("no control connection")?;
+        let client = control::get(&pool).await.map_err(|e| e.to_string())?;
+        client.execute(sql, &[&ids, &grace]).await.map_err(|e| control::describe(&e))
+    };
+    if let Err(why) = done.await {
+        tracing::debug!(side = %lead, why, "journal rows could not be handed to the repairer yet");
+        for id in ids {
+            global.mirror.late(lead, id);
+        }
+    }
+    soil();
 }
 
 async fn delete(controls: &Controls, lead: Side, ids: &[i64]) -> Result<(), String> {

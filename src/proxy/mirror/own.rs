@@ -18,6 +18,11 @@ pub(super) const WRITE_SET: Own<'static> = Own {
 };
 /// What was captured goes to the journal.
 pub(super) const SPILL: Own<'static> = Own { name: "crossfade_spill", sql: "SELECT crossfade.spill_armed()" };
+/// The row of the journal `$1` is the repairer's: `$2` 0, or seconds by which it looks older.
+pub(super) const LEAVE: Own<'static> = Own {
+    name: "crossfade_leave",
+    sql: "SELECT crossfade.leave($1::pg_catalog.int8, $2::pg_catalog.float8)",
+};
 /// On the follower, `$1` the number of a repository: a fence on it waits for us.
 pub(super) const FENCE: Own<'static> =
     Own { name: "crossfade_fence", sql: "SELECT pg_catalog.pg_advisory_xact_lock_shared(407137, $1)" };

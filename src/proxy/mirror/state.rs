@@ -1,7 +1,7 @@
 //! What the data threads share about mirroring.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -19,6 +19,7 @@ use crate::{
         recovery::Identity,
         tables::{Published, Table, Tables},
     },
+    statement::Table as Name,
 };
 
 /// What is installed in the control schema, ready to be sent to.
@@ -26,6 +27,8 @@ use crate::{
 pub(in crate::proxy) struct Installed {
     /// Tables by number.
     pub(in crate::proxy) tables: HashMap<i32, Destination>,
+    /// Their names.
+    pub(in crate::proxy) names: HashSet<Name>,
     /// Numbers of repositories by name.
     pub(in crate::proxy) repositories: HashMap<String, i32>,
 }
@@ -36,6 +39,11 @@ impl Installed {
         let destination = |(&n, t): (&i32, &Arc<Table>)| (n, Destination::new(t.meta.clone(), version));
         Self {
             tables: tables.tables.iter().map(destination).collect(),
+            names: tables
+                .tables
+                .values()
+                .map(|t| Name { schema: t.meta.schema.clone(), name: t.meta.name.clone() })
+                .collect(),
             repositories: tables.repositories.values().map(|r| (r.name.clone(), r.number)).collect(),
         }
     }
@@ -63,6 +71,8 @@ pub(in crate::proxy) struct State {
     outcomes: OnceLock<Outcomes>,
     /// Journal rows, by the side that holds them, whose transactions are on both sides.
     done: [Mutex<Vec<i64>>; 2],
+    /// Journal rows, by the side that holds them, whose follower's end is not known.
+    late: [Mutex<Vec<i64>>; 2],
 }
 
 impl Default for State {
@@ -79,6 +89,7 @@ impl Default for State {
             avoided: Default::default(),
             outcomes: OnceLock::new(),
             done: Default::default(),
+            late: Default::default(),
         }
     }
 }
@@ -105,6 +116,16 @@ impl State {
     /// The follower has what this row of the journal of `lead` says.
     pub(in crate::proxy) fn done(&self, lead: Side, id: i64) {
         self.done[lead.index()].lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    }
+
+    /// The follower may not have what this row of the journal of `lead` says: the repairer is to look at once.
+    pub(in crate::proxy) fn late(&self, lead: Side, id: i64) {
+        self.late[lead.index()].lock().unwrap_or_else(PoisonError::into_inner).push(id);
+    }
+
+    /// Those rows.
+    pub(in crate::proxy) fn take_late(&self, lead: Side) -> Vec<i64> {
+        std::mem::take(&mut *self.late[lead.index()].lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Rows to be deleted from the journal of `lead`.

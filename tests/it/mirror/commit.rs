@@ -90,3 +90,99 @@ fn follower_is_down_and_must_not_be() {
         check_equal(&proxy);
     }
 }
+
+/// A row of the follower is locked by somebody else: the write goes to the journal, and reads stay on the lead until it
+/// is shipped.
+#[test]
+fn stale_follower_answers_no_reads() {
+    needs_proxy!();
+    for mode in SYNCHRONOUS {
+        let proxy = start(&format!("m_stale_{mode}"), SCHEMA, |s| {
+            s.mirror = format!("mirror = {mode:?}");
+            s.mirroring = "lock_timeout = \"100ms\"".to_owned();
+            s.document_reads_target = 100;
+        });
+        let database = proxy.settings.database.clone();
+        let mut client = proxy.client("alice");
+        let read = "SELECT v FROM t WHERE id = 1";
+        client.run("INSERT INTO t VALUES (1, 'one')");
+        assert_eq!(client.run(read).as_deref(), Some("one"));
+        let on_target = || proxy.metric("routes_total", &["repository=\"document\"", "backend=\"target\""]);
+        let stale = || proxy.metric("routes_total", &["reason=\"stale\""]);
+        wait_for("reads on the target", || {
+            let before = on_target();
+            client.run(read);
+            on_target() > before
+        });
+        let mut blocker = crate::support::cluster::newest().admin(&database);
+        blocker.run("BEGIN");
+        blocker.run("SELECT * FROM t FOR UPDATE");
+        client.run("UPDATE t SET v = 'two' WHERE id = 1");
+        let before = stale();
+        for _ in 0..20 {
+            assert_eq!(client.run(read).as_deref(), Some("two"), "{mode}: as the lead has it");
+        }
+        assert!(stale() - before > 19.0, "{mode}");
+        blocker.run("ROLLBACK");
+        wait_for("reads on the target again", || {
+            let before = on_target();
+            assert_eq!(client.run(read).as_deref(), Some("two"), "{mode}");
+            on_target() > before
+        });
+        check_equal(&proxy);
+    }
+}
+
+/// Nobody switches capture off by its settings.
+#[test]
+fn settings_of_capture_are_not_the_clients() {
+    needs_proxy!();
+    let proxy = start("m_settings", SCHEMA, |s| s.mirror = "mirror = \"journaled\"".to_owned());
+    let mut client = proxy.client("alice");
+    for sql in [
+        "SET crossfade.role = 'apply'",
+        "SET LOCAL crossfade.keys = ''",
+        "SELECT set_config('crossfade.keys', '', true)",
+        "RESET crossfade.role",
+    ] {
+        assert_eq!(said(&mut client, sql), "E(42501) ZI", "{sql}");
+    }
+}
+
+/// Definitions of mirrored tables stay as they are unless the operator says otherwise.
+#[test]
+fn definitions() {
+    needs_proxy!();
+    let mut proxy = start("m_ddl", SCHEMA, |s| s.mirror = "mirror = \"journaled\"".to_owned());
+    let mut client = proxy.client("postgres");
+    assert_eq!(said(&mut client, "ALTER TABLE t ADD COLUMN more int"), "E(0A000) ZI");
+    assert_eq!(said(&mut client, "DROP TABLE t"), "E(0A000) ZI");
+    proxy.edit(|s| s.mirror = "mirror = \"journaled\"\nddl = \"lead\"".to_owned());
+    wait_for("the lead's DDL", || {
+        said(&mut client, "ALTER TABLE t ADD COLUMN more int") == "C[ALTER_TABLE] ZI"
+    });
+    crate::support::cluster::newest().admin("m_ddl").run("ALTER TABLE t ADD COLUMN more int");
+    proxy.command(&["mirror", "install"]);
+    wait_for("the new column", || {
+        client.run("INSERT INTO t VALUES (1, 'x', 7) ON CONFLICT (id) DO UPDATE SET more = 7");
+        let mut target = crate::support::cluster::newest().admin("m_ddl");
+        target.run("SELECT more FROM t WHERE id = 1").as_deref() == Some("7")
+    });
+    check_equal(&proxy);
+}
+
+/// A table that is made later belongs to a mirrored repository by its name: it is not written before it is captured.
+#[test]
+fn a_new_table_is_noticed() {
+    needs_proxy!();
+    let mut proxy = start("m_new", SCHEMA, |s| s.mirror = "mirror = \"journaled\"".to_owned());
+    let make = "CREATE TABLE t_new (id int PRIMARY KEY); GRANT ALL ON t_new TO PUBLIC";
+    for cluster in [crate::support::cluster::oldest(), crate::support::cluster::newest()] {
+        cluster.admin("m_new").run(make);
+    }
+    let mut client = proxy.client("alice");
+    wait_for("the catalog", || said(&mut client, "INSERT INTO t_new VALUES (1)") == "E(55000) ZI");
+    proxy.edit(|s| s.mirroring = "install = true".to_owned());
+    wait_for("it is installed", || said(&mut client, "INSERT INTO t_new VALUES (2)") == "C[INSERT_0_1] ZI");
+    check_equal(&proxy);
+}

@@ -43,9 +43,6 @@ fn another_one_finishes() {
             assert!(nth == 2 || matches!(outcome, Err(Error::Cut)), "{step:?}: {outcome:?}");
             bench.drain();
             bench.equal(&["documents", "users", "log"]);
-            let left = bench.target().run("SELECT count(*) FROM crossfade.applied");
-            // A marker outlives its journal row when the cut comes between the two; it is swept later.
-            assert!(left.as_deref() == Some("0") || step == Step::Deleted || nth == 2, "{step:?}: {left:?}");
         }
     }
     assert_eq!(bench.rows(Side::Target, "log").len(), 2 * written);
