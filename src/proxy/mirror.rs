@@ -16,6 +16,7 @@ mod moved;
 mod own;
 mod run;
 mod state;
+mod upkeep;
 
 pub(super) use background::{learn, ready};
 pub(super) use commit::Stopped;

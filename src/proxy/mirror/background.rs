@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 
-use super::keeper;
+use super::{keeper, upkeep};
 use crate::{
     Side,
     backend::control::Manager,
@@ -19,7 +19,8 @@ pub(in crate::proxy) fn learn(global: &Arc<Global>, controls: &Arc<Controls>) ->
     global.mirror.ask_with(keeper::outcomes(Arc::clone(controls)));
     let clean = tokio::spawn(keeper::clean(Arc::clone(global), Arc::clone(controls)));
     let who = Side::BOTH.map(|side| tokio::spawn(look(Arc::clone(global), side)));
-    std::iter::once(clean).chain(who).collect()
+    let upkeep = tokio::spawn(upkeep::keep(Arc::clone(global)));
+    [clean, upkeep].into_iter().chain(who).collect()
 }
 
 /// Waits a while for the first look at both sides: clients that come at once need not be refused.

@@ -4,18 +4,20 @@ use std::time::Instant;
 
 use crate::{
     Side,
+    catalog::RelationKind,
     error::ClientError,
     proxy::{
         client::{Client, Unit},
         extended::Survey,
+        mirror::state::Installed,
         settle::only_settings,
     },
     route::{
         Footprint, Work,
-        policy::{Ddl, Mode, Policy},
+        policy::{Ddl, Mode, Policy, Repository},
     },
     session::transaction::Status,
-    statement::{Control, Effect, Isolation, Kind, Statement},
+    statement::{Control, Effect, Isolation, Kind, Statement, Table},
 };
 
 /// What has to be done around a unit.
@@ -102,6 +104,25 @@ impl Client {
         })
     }
 
+    /// A table of the repository that is written and was not there when what mirroring needs was installed.
+    fn uncaptured(&self, repository: &Repository, installed: &Installed, survey: &Survey) -> Option<Table> {
+        let relations = &self.current.catalog.relations;
+        let captured = |table: &Table| {
+            let mut at = Some(table);
+            std::iter::from_fn(|| {
+                let this = at.take()?;
+                at = relations.get(this).and_then(|r| r.parent.as_ref());
+                Some(this)
+            })
+            .any(|t| installed.names.contains(t))
+        };
+        let is_table = |t: &Table| relations.get(t).is_some_and(|r| r.kind == RelationKind::Table);
+        let statements = survey.executed.iter().flat_map(|e| &e.plan.statements);
+        let written = statements.filter(|s| s.kind != Kind::LockingRead).flat_map(|s| &s.writes);
+        let mut new = written.filter(|t| !captured(t) && is_table(t));
+        new.find(|t| repository.tables.iter().any(|p| p.matches(t))).cloned()
+    }
+
     /// Repositories that it reads and of which the follower is not known to be current. A block that keeps a snapshot
     /// stays where it has read.
     pub(in crate::proxy) fn stale(&self, footprint: &Footprint) -> u64 {
@@ -167,6 +188,16 @@ impl Client {
                 )
                 .hint("Run crossfade mirror install, or set mirror.install = true."));
             }
+            if let Some(table) = self.uncaptured(repository, &installed, survey) {
+                return Err(ClientError::error(
+                    "55000",
+                    format!(
+                        "{}.{} belongs to the mirrored repository {name:?}, and its changes are not captured",
+                        table.schema, table.name
+                    ),
+                )
+                .hint("Run crossfade mirror install, or set mirror.install = true."));
+            }
             let ddl = || survey.executed.iter().flat_map(|e| &e.plan.statements).any(|s| s.kind == Kind::Ddl);
             if repository.mirror.ddl == Ddl::Refuse && ddl() {
                 return Err(ClientError::error(
@@ -188,7 +219,7 @@ fn mirrored(policy: &Policy, repositories: u64) -> u64 {
 
 /// Those of `repositories` whose rows the proxy itself ships.
 fn synchronous(policy: &Policy, repositories: u64) -> u64 {
-    let of = |(i, r): (usize, &crate::route::policy::Repository)| {
+    let of = |(i, r): (usize, &Repository)| {
         if r.mirror.mode.is_synchronous() { 1_u64 << i } else { 0 }
     };
     policy.repositories.iter().enumerate().map(of).fold(0, |all, bit| all | bit) & repositories

@@ -1,7 +1,7 @@
 //! What the data threads share about mirroring.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -19,6 +19,7 @@ use crate::{
         recovery::Identity,
         tables::{Published, Table, Tables},
     },
+    statement::Table as Name,
 };
 
 /// What is installed in the control schema, ready to be sent to.
@@ -26,6 +27,8 @@ use crate::{
 pub(in crate::proxy) struct Installed {
     /// Tables by number.
     pub(in crate::proxy) tables: HashMap<i32, Destination>,
+    /// Their names.
+    pub(in crate::proxy) names: HashSet<Name>,
     /// Numbers of repositories by name.
     pub(in crate::proxy) repositories: HashMap<String, i32>,
 }
@@ -36,6 +39,11 @@ impl Installed {
         let destination = |(&n, t): (&i32, &Arc<Table>)| (n, Destination::new(t.meta.clone(), version));
         Self {
             tables: tables.tables.iter().map(destination).collect(),
+            names: tables
+                .tables
+                .values()
+                .map(|t| Name { schema: t.meta.schema.clone(), name: t.meta.name.clone() })
+                .collect(),
             repositories: tables.repositories.values().map(|r| (r.name.clone(), r.number)).collect(),
         }
     }

@@ -170,3 +170,19 @@ fn definitions() {
     });
     check_equal(&proxy);
 }
+
+/// A table that is made later belongs to a mirrored repository by its name: it is not written before it is captured.
+#[test]
+fn a_new_table_is_noticed() {
+    needs_proxy!();
+    let mut proxy = start("m_new", SCHEMA, |s| s.mirror = "mirror = \"journaled\"".to_owned());
+    let make = "CREATE TABLE t_new (id int PRIMARY KEY); GRANT ALL ON t_new TO PUBLIC";
+    for cluster in [crate::support::cluster::oldest(), crate::support::cluster::newest()] {
+        cluster.admin("m_new").run(make);
+    }
+    let mut client = proxy.client("alice");
+    wait_for("the catalog", || said(&mut client, "INSERT INTO t_new VALUES (1)") == "E(55000) ZI");
+    proxy.edit(|s| s.mirroring = "install = true".to_owned());
+    wait_for("it is installed", || said(&mut client, "INSERT INTO t_new VALUES (2)") == "C[INSERT_0_1] ZI");
+    check_equal(&proxy);
+}
