@@ -380,7 +380,7 @@ const CONCERNED: &str = "WITH first AS MATERIALIZED (SELECT entries FROM crossfa
     (SELECT pg_catalog.count(*) FROM (SELECT FROM first WHERE EXISTS (
       SELECT FROM pg_catalog.unnest(first.entries) AS e
       JOIN crossfade.tables t ON t.number = pg_catalog.substring(e, '^[A-Z]([0-9]+):')::int4
-      WHERE t.repository = $1) LIMIT $2) AS some)";
+      WHERE t.repository = $1) LIMIT $2) AS ours)";
 const WRITE: &str = "UPDATE crossfade.repositories SET lead = $2, epoch = $3
   WHERE name = $1 AND lead = $4 AND number = $5 AND EXISTS (
     SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'advisory'

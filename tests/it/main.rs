@@ -10,6 +10,7 @@ mod failures;
 mod leftovers;
 mod mirror;
 mod mirror_install;
+mod mirror_lead;
 mod mirror_repair;
 mod moves;
 mod operation;

@@ -154,8 +154,9 @@ mod tests {
     use super::*;
 
     fn counter(last: i64, called: bool, increment: i64) -> Counter {
-        let (least, most) = if increment > 0 { (1, i64::MAX) } else { (i64::MIN, -1) };
-        Counter { last, called, increment, least, most, cache: 1 }
+        let up = increment > 0;
+        let (from, to) = if up { (1, i64::MAX) } else { (i64::MIN, -1) };
+        Counter { last, called, increment, least: from, most: to, cache: 1 }
     }
 
     #[test]

@@ -118,22 +118,16 @@ impl Leads {
 
     /// Waits for a look at both sides that begins from now on, or for as long as a side may be silent.
     pub(in crate::proxy) async fn look(&self) {
-        let ended = async {
-            for side in Side::BOTH {
-                let mut looks = self.looks[side.index()].subscribe();
-                // One may be on its way.
-                let enough = *looks.borrow() + 2;
+        let one = async |side: Side| {
+            let mut looks = self.looks[side.index()].subscribe();
+            // One may be on its way.
+            let enough = *looks.borrow() + 2;
+            while *looks.borrow_and_update() < enough {
                 self.wanted[side.index()].notify_one();
-                let seen = looks.wait_for(|looks| {
-                    let done = *looks >= enough;
-                    if !done {
-                        self.wanted[side.index()].notify_one();
-                    }
-                    done
-                });
-                let _ = seen.await; // fails only when the sender is gone, and it lives as long as we do
+                let _ = looks.changed().await; // fails only when the sender is gone, and it lives as long as we do
             }
         };
+        let ended = futures_util::future::join(one(Side::Source), one(Side::Target));
         let _ = timeout(SILENT, ended).await;
     }
 }
@@ -212,8 +206,8 @@ pub(super) async fn move_leads(global: Weak<Global>, managers: [Manager; 2], pat
             if wish.wanted != wanted {
                 *wish = Wish::new(wanted);
             }
-            if let Some(wanted) = wish.due(&repository.name, &leads) {
-                wish.grant(&mover, &leads, &repository.name, wanted).await;
+            if let Some(due) = wish.due(&repository.name, &leads) {
+                wish.grant(&mover, &leads, &repository.name, due).await;
             }
         }
     }
@@ -234,13 +228,22 @@ struct Wish {
     said: Option<(Instant, String)>,
 }
 
+/// What an attempt is to do.
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    /// That side is to lead.
+    Move(Side),
+    /// A move that broke off, wherever it went, is to be finished.
+    Finish,
+}
+
 impl Wish {
     fn new(wanted: Side) -> Self {
         Self { wanted, granted: false, since: None, again: Instant::now(), said: None }
     }
 
-    /// Is it time to try? With the side that [`Mover::attempt`] is to be asked for.
-    fn due(&mut self, name: &str, leads: &Leads) -> Option<Option<Side>> {
+    /// Is it time to try, and what for?
+    fn due(&mut self, name: &str, leads: &Leads) -> Option<Due> {
         let lead = leads.in_force(name);
         match lead {
             InForce::Unknown => return None,
@@ -260,17 +263,21 @@ impl Wish {
             }
             InForce::Side(_) | InForce::Nobody | InForce::Both => {}
         }
-        let wanted = (!self.granted).then_some(self.wanted);
-        (Instant::now() >= self.again).then_some(wanted)
+        let due = if self.granted { Due::Finish } else { Due::Move(self.wanted) };
+        (Instant::now() >= self.again).then_some(due)
     }
 
     /// One attempt.
-    async fn grant(&mut self, mover: &Mover, leads: &Leads, name: &str, wanted: Option<Side>) {
+    async fn grant(&mut self, mover: &Mover, leads: &Leads, name: &str, due: Due) {
         if self.since.is_none() {
             self.since = Some(Instant::now());
             let lead = leads.in_force(name);
             tracing::info!(repository = name, lead = ?lead, wanted = %self.wanted, "the lead of writes is to move");
         }
+        let wanted = match due {
+            Due::Move(side) => Some(side),
+            Due::Finish => None,
+        };
         let attempt = mover.attempt(name, wanted).await;
         self.again = Instant::now() + jitter(PAUSE);
         match attempt {
