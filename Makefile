@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench drivers fuzz
+.PHONY: help setup build demo test lint bench drivers chaos fuzz
 
 help:    ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ build:   ## optimised binary: target/release/crossfade
 	tools/setup
 	cargo build --release --locked --bin crossfade
 
-demo:    ## two databases, an application, reads shifted by editing proxy.toml under load (DEMO="--seconds 30")
+demo:    ## two databases, an application: reads shifted, writes mirrored, the target killed under load (DEMO="--seconds 40")
 	tools/setup
 	tools/demo $(DEMO)
 
@@ -38,6 +38,10 @@ drivers: ## real client libraries through the proxy, the long form
 	tools/setup drivers
 	cargo build --locked --bin crossfade
 	tests/drivers/run --seconds 20
+
+chaos:   ## clients write while proxies, servers and connections die: CHAOS_SECONDS (120) a mode, CHAOS_MODE (all)
+	tools/setup
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test sim -- --nocapture --test-threads=1
 
 fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; guided by coverage where cargo-fuzz and a nightly toolchain are
 	tools/setup

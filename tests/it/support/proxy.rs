@@ -56,9 +56,14 @@ pub(crate) struct Settings {
 impl Settings {
     /// The shared clusters, session pooling, the users of the tests.
     pub(crate) fn new(database: &str) -> Self {
+        Self::new_between(oldest(), newest(), database)
+    }
+
+    /// The same for other clusters.
+    pub(crate) fn new_between(source: &Cluster, target: &Cluster, database: &str) -> Self {
         Self {
-            source: oldest().port,
-            target: newest().port,
+            source: source.port,
+            target: target.port,
             database: database.to_owned(),
             pool_mode: "session",
             pool_size: 20,
