@@ -235,6 +235,7 @@ impl Client {
 
     async fn run_on(&mut self, mut choice: Choice, unit: Unit, mut survey: Survey) -> Result<(), End> {
         let (Unit::Simple { length, .. } | Unit::Extended { length, .. }) = unit;
+        self.until_known(choice.footprint.as_deref()).await;
         let duty = match self.duty(&survey, choice.footprint.as_deref(), unit) {
             Ok(duty) => duty,
             Err(error) => return Box::pin(self.refuse(&error, unit)).await,
@@ -253,8 +254,11 @@ impl Client {
             if duty == Duty::Commit {
                 return Box::pin(self.run_commit(choice, unit, survey, server)).await;
             }
-            let left =
-                if duty == Duty::Nothing { self.leaves_to_journal(choice.footprint.as_deref()) } else { 0 };
+            let left = if duty == Duty::Nothing {
+                self.leaves_to_journal(&survey, choice.footprint.as_deref())
+            } else {
+                0
+            };
             let broken = if duty == Duty::Nothing {
                 self.send_and_exchange(unit, length, &mut survey, &mut server, &mut flight).await
             } else {
