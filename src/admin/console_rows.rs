@@ -379,15 +379,9 @@ impl ToCells for RepositoryRow {
     fn cells(self) -> Vec<Cell> {
         // Weights are basis points: two decimals, without the noise of the subtraction.
         let percent = |target: f64| [((100.0 - target) * 100.0).round() / 100.0, target].map(Cell::Float8);
-        let [reads_source, reads_target] = percent(self.reads_target_percent);
-        let [writes_source, writes_target] = percent(self.writes_target_percent);
-        vec![
-            self.name.into(),
-            self.tables.join(", ").into(),
-            reads_source,
-            reads_target,
-            writes_source,
-            writes_target,
+        let mut cells = vec![self.name.into(), self.tables.join(", ").into()];
+        cells.extend([self.reads_target_percent, self.writes_target_percent].into_iter().flat_map(percent));
+        cells.extend([
             self.mirror.into(),
             self.lead.into(),
             self.queries[0].into(),
@@ -396,7 +390,8 @@ impl ToCells for RepositoryRow {
             self.errors[1].into(),
             self.lead_wanted.into(),
             self.lead_waits_for.into(),
-        ]
+        ]);
+        cells
     }
 }
 

@@ -89,8 +89,8 @@ pub(super) struct Client {
     pub(super) discards: bool,
     /// It has temporary tables.
     pub(super) temporary: bool,
-    /// Since when its unit is sent after a lead that moves.
-    pub(super) late_since: Option<Instant>,
+    /// How often its unit was sent to a side that leads no more.
+    pub(super) late: u8,
 }
 
 /// Why a client's connection ends.

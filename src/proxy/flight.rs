@@ -59,8 +59,8 @@ pub(super) struct Mirrored {
     pub(super) before: Option<Box<(Script, Reply)>>,
     /// The error that it was.
     pub(super) refused: Option<Vec<u8>>,
-    /// What the block had captured before, and what was armed.
-    pub(super) captured: (u64, u64),
+    /// The block had captured nothing before.
+    pub(super) first: bool,
     /// It was refused because another side leads, and can run there.
     pub(super) late: bool,
     /// Their answer was an error: whatever the server says to the unit is not for the client.

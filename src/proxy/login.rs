@@ -251,7 +251,7 @@ fn client(
         utf8: false,
         discards: false,
         temporary: false,
-        late_since: None,
+        late: 0,
         shared: seen,
     };
     if let Some(mut server) = home {

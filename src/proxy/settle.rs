@@ -34,7 +34,7 @@ impl Client {
     ) -> Result<(), End> {
         self.registry.settle();
         server.known.settle();
-        self.late_since = None;
+        self.late = 0;
         if footprint.is_some_and(Footprint::is_write) {
             self.wrote_at = Some(now);
             self.wrote_side = Some(server.side);

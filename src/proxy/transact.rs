@@ -273,7 +273,7 @@ impl Client {
             match broken {
                 None if flight.mirrored.late => {
                     let bytes = kept.take().unwrap_or_default();
-                    let late = Late { duty, unit, bytes, before: flight.mirrored.captured };
+                    let late = Late { duty, unit, bytes };
                     return Box::pin(self.run_again(late, server)).await;
                 }
                 None => {

@@ -31,7 +31,7 @@ impl Client {
             flight.mirrored.wrapped = true;
             flight.mirrored.hold = if matches!(unit, Unit::Simple { .. }) { Hold::Tag } else { Hold::Ready };
         } else {
-            flight.mirrored.captured = (self.txn.captured, self.txn.armed);
+            flight.mirrored.first = self.txn.captured == 0;
             self.txn.captured |= repositories;
             self.txn.armed |= repositories;
         }

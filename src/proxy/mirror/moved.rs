@@ -28,8 +28,6 @@ pub(in crate::proxy) struct Late {
     pub(in crate::proxy) unit: Unit,
     /// As the client sent it.
     pub(in crate::proxy) bytes: Vec<u8>,
-    /// What the block had captured, and what was armed, before.
-    pub(in crate::proxy) before: (u64, u64),
 }
 
 impl Client {
@@ -57,7 +55,7 @@ impl Client {
                 }
                 Ok(true)
             }
-            Duty::Arm(_) if self.may_begin_again(flight.mirrored.captured) => Ok(true),
+            Duty::Arm(_) if flight.mirrored.first && self.may_begin_again() => Ok(true),
             Duty::Arm(_) | Duty::Nothing | Duty::Commit | Duty::Spill => {
                 let mut said = bytes::BytesMut::new();
                 conflict(&frame::error_text(error)).encode(self.id(), &mut said);
@@ -68,7 +66,7 @@ impl Client {
     }
 
     /// Has the block done nothing that it could not do again on the other side?
-    fn may_begin_again(&self, (captured, _): (u64, u64)) -> bool {
+    fn may_begin_again(&self) -> bool {
         let own_snapshots =
             matches!(self.txn.isolation, None | Some(Isolation::ReadCommitted)) && self.read_committed;
         let repeatable = match self.txn.work {
@@ -76,7 +74,7 @@ impl Client {
             Work::Read => own_snapshots,
             Work::Written | Work::Failed => false,
         };
-        captured == 0 && repeatable && !self.txn.fixed
+        repeatable && !self.txn.fixed
     }
 
     /// Puts the unit back to where it came from, and looks who leads; the client's turn comes again.
@@ -98,9 +96,9 @@ impl Client {
         } else {
             shard.give_back(&self.pools[side.index()], server, Instant::now());
         }
-        let again = self.late_since.is_some();
-        let since = *self.late_since.get_or_insert_with(Instant::now);
-        let limit = self.current.config.timeouts.query_wait.unwrap_or(LONGEST).min(LONGEST);
+        let again = self.late > 0;
+        self.late += 1;
+        let deadline = self.current.config.timeouts.query_wait.map(|wait| Instant::now() + wait);
         self.shared.activity.set(Activity::Waiting);
         let leads = &shard.global.mirrored.leads;
         let look = async {
@@ -110,18 +108,17 @@ impl Client {
             leads.look().await;
             Ok(())
         };
-        let deadline = since + limit;
-        let looked = patiently(look, Some(deadline), &self.shared);
+        let looked = patiently(look, deadline, &self.shared);
         let looked = unless_gone(looked, &mut self.conn, &shard).await;
         self.shared.activity.set(Activity::Active);
         let error = match looked {
-            Ok(()) if Instant::now() < deadline => None,
+            Ok(()) if self.late < MOST => None,
             Ok(()) | Err(Refused::Timeout) => Some(
                 ClientError::error("55000", "no side leads the writes of this repository at the moment")
                     .hint("A move of the lead is not finished: SHOW REPOSITORIES says what it waits for."),
             ),
             Err(refused) => {
-                self.late_since = None;
+                self.late = 0;
                 return self.not_served(side, refused, unit).await;
             }
         };
@@ -130,13 +127,14 @@ impl Client {
             error => error,
         };
         let Some(error) = error else { return Ok(()) };
-        self.late_since = None;
+        self.late = 0;
         self.refuse(&error, unit).await
     }
 
     /// Begins the block again where its write belongs now; the error for the client when that cannot be.
     async fn begin_again(&mut self, late: &Late, from: Side) -> Result<Option<ClientError>, End> {
-        (self.txn.captured, self.txn.armed) = late.before;
+        // Nothing was before.
+        (self.txn.captured, self.txn.armed) = (0, 0);
         let new = self.shard.current();
         let Duty::Arm(written) = late.duty else { return Ok(None) };
         let (old, policy) = (&self.current.config.policy, &new.config.policy);
@@ -177,5 +175,5 @@ fn is_not_the_lead(error: &[u8]) -> bool {
 
 /// Between looks while nobody leads.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
-/// A client does not wait longer than this for a lead.
-const LONGEST: std::time::Duration = std::time::Duration::from_secs(30);
+/// So often a client waits for a lead: ten seconds at least, a minute at most.
+const MOST: u8 = 200;
