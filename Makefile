@@ -14,7 +14,7 @@ build:   ## optimised binary: target/release/crossfade
 	tools/setup
 	cargo build --release --locked --bin crossfade
 
-demo:    ## two databases, an application, reads shifted by editing proxy.toml under load (DEMO="--seconds 30")
+demo:    ## two databases, an application: reads shifted, writes mirrored, the target killed under load (DEMO="--seconds 40")
 	tools/setup
 	tools/demo $(DEMO)
 

@@ -35,12 +35,26 @@ impl Server {
         Ok(u64::try_from(self.0.query_one(sql, &[]).await?.get::<_, i64>(0))?)
     }
 
-    /// The writes of the application that are there: `users.logins`, rows of `user_sessions`, `organization_members.seen`.
-    pub(crate) async fn writes(&self) -> Result<[u64; 3]> {
+    /// The writes of the application that are there: `users.logins`, rows of `user_sessions`, `organization_members.seen`,
+    /// rows of `user_notes`.
+    pub(crate) async fn writes(&self) -> Result<[u64; 4]> {
         let sql = "SELECT (SELECT sum(logins) FROM users)::bigint, (SELECT count(*) FROM user_sessions), \
-                   (SELECT coalesce(sum(seen), 0) FROM organization_members)::bigint";
+                   (SELECT coalesce(sum(seen), 0) FROM organization_members)::bigint, (SELECT count(*) FROM user_notes)";
         let row = self.0.query_one(sql, &[]).await?;
-        Ok([0, 1, 2].map(|column| row.get::<_, i64>(column).unsigned_abs()))
+        Ok([0, 1, 2, 3].map(|column| row.get::<_, i64>(column).unsigned_abs()))
+    }
+
+    /// Every row of every table of the application, by table; sorted.
+    pub(crate) async fn rows(&self) -> Result<Vec<(String, Vec<String>)>> {
+        let tables = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
+        let mut all = Vec::new();
+        for table in self.0.query(tables, &[]).await? {
+            let name: String = table.get(0);
+            let sql = format!("SELECT t::text FROM public.\"{name}\" t ORDER BY t::text COLLATE \"C\"");
+            let rows = self.0.query(&sql, &[]).await?.iter().map(|row| row.get(0)).collect();
+            all.push((name, rows));
+        }
+        Ok(all)
     }
 
     pub(crate) async fn activity(&self) -> Result<Activity> {
@@ -95,6 +109,22 @@ impl Metrics {
     pub(crate) fn target_weight(&self) -> Option<f64> {
         let labels = [r#"repository="document""#, r#"op="read""#, r#"backend="target""#];
         self.find("crossfade_route_weight", &labels).next().map(|share| share * 100.0)
+    }
+
+    /// The source's journal: rows, rows of them that the target lacks, age of the oldest in seconds.
+    pub(crate) fn journal(&self) -> [f64; 3] {
+        let names =
+            ["crossfade_journal_rows", "crossfade_journal_dirty_rows", "crossfade_journal_oldest_seconds"];
+        names.map(|name| self.find(name, &[r#"backend="source""#]).next().unwrap_or(0.0))
+    }
+
+    /// Transactions of this lead that both sides have, and that were left to the journal.
+    pub(crate) fn mirrored(&self, lead: Side) -> [f64; 2] {
+        let lead = format!("lead=\"{lead}\"");
+        ["both", "journal"].map(|outcome| {
+            let outcome = format!("outcome=\"{outcome}\"");
+            self.sum("crossfade_mirror_transactions_total", &[&lead, &outcome])
+        })
     }
 
     /// Edits of the configuration that were refused.

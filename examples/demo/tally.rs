@@ -15,6 +15,10 @@ pub(crate) struct Shared {
     pub(crate) seen: Vec<AtomicU64>,
     /// Step that units beginning now are counted in; [`NO_STEP`] between steps.
     pub(crate) step: AtomicUsize,
+    /// Clients begin no unit of work.
+    pub(crate) hold: AtomicBool,
+    /// So many clients have noticed.
+    pub(crate) resting: AtomicUsize,
     /// Clients leave after their present unit of work.
     pub(crate) stop: AtomicBool,
     tally: Mutex<Tally>,
@@ -36,6 +40,8 @@ pub(crate) struct Tally {
     pub(crate) logins: u64,
     /// Increments of `organization_members.seen` that were acknowledged.
     pub(crate) seen: u64,
+    /// Rows of `user_notes` that were acknowledged.
+    pub(crate) notes: u64,
     /// Errors that a client was given.
     pub(crate) errors: u64,
     /// The first few of them.
@@ -67,6 +73,7 @@ pub(crate) struct Unit {
     pub(crate) wrong: Vec<String>,
     pub(crate) logins: u64,
     pub(crate) seen: u64,
+    pub(crate) notes: u64,
 }
 
 impl Shared {
@@ -76,6 +83,8 @@ impl Shared {
             generation: AtomicU64::new(0),
             seen: (0..clients).map(|_| AtomicU64::new(0)).collect(),
             step: AtomicUsize::new(NO_STEP),
+            hold: AtomicBool::new(false),
+            resting: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             tally: Mutex::new(tally),
         }
@@ -83,6 +92,18 @@ impl Shared {
 
     pub(crate) fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().expect("no holder panics")
+    }
+
+    /// Returns when work may go on.
+    pub(crate) async fn rest_if_told(&self) {
+        if !self.hold.load(Relaxed) {
+            return;
+        }
+        self.resting.fetch_add(1, Relaxed);
+        while self.hold.load(Relaxed) && !self.stop.load(Relaxed) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        self.resting.fetch_sub(1, Relaxed);
     }
 
     /// Has every client begun a new unit of work since the generation rose?
@@ -95,8 +116,7 @@ impl Shared {
 impl Tally {
     pub(crate) fn merge(&mut self, step: usize, unit: Unit) {
         self.transactions += 1;
-        self.logins += unit.logins;
-        self.seen += unit.seen;
+        self.acknowledged(&unit);
         self.wrong += unit.wrong.len() as u64;
         for text in unit.wrong {
             self.sample(text);
@@ -110,6 +130,13 @@ impl Tally {
             step.reads[side.index()] += 1;
             step.latency_us[side.index()].push(us);
         }
+    }
+
+    /// What was committed counts, also when the unit failed afterwards.
+    pub(crate) fn acknowledged(&mut self, unit: &Unit) {
+        self.logins += unit.logins;
+        self.seen += unit.seen;
+        self.notes += unit.notes;
     }
 
     pub(crate) fn error(&mut self, text: String) {

@@ -30,7 +30,8 @@ const JOIN: &str = "SELECT d.id, v.version, v.body, d.served_by FROM document_se
 const MEMBERS: &str = "SELECT o.name, m.seen FROM organizations o JOIN organization_members m \
                        ON m.organization_id = o.id WHERE o.id = $1 AND m.user_id = $2";
 const JOIN_ORGANIZATION: &str = "INSERT INTO organization_members (organization_id, user_id, seen) VALUES ($1, $2, 1) \
-                                 ON CONFLICT (organization_id, user_id) DO UPDATE SET seen = organization_members.seen + 1";
+                                 ON CONFLICT (organization_id, user_id) DO UPDATE SET seen = organization_members.seen + 1 \
+                                 RETURNING seen";
 
 /// One client: logs in, works until told to stop, logs in again should its connection end.
 pub(crate) async fn client(number: usize, address: String, shared: Arc<Shared>) {
@@ -70,13 +71,18 @@ async fn session(number: usize, address: &str, shared: &Arc<Shared>, dice: &mut 
         number,
     };
     while !shared.stop.load(Relaxed) {
+        shared.rest_if_told().await;
         shared.seen[number].store(shared.generation.load(Relaxed), Relaxed);
         let step = shared.step.load(Relaxed);
         let mut unit = Unit::default();
         match app.work(dice, &mut unit).await {
             Ok(()) => shared.tally().merge(step, unit),
-            Err(error) if app.client.is_closed() => return Err(error),
+            Err(error) if app.client.is_closed() => {
+                shared.tally().acknowledged(&unit);
+                return Err(error);
+            }
             Err(error) => {
+                shared.tally().acknowledged(&unit);
                 shared.tally().error(describe(&error));
                 // Leaves a transaction that the error left open.
                 app.client.batch_execute("ROLLBACK").await?;
@@ -105,7 +111,8 @@ impl Application {
             45..55 => self.join_versions(id, unit).await,
             55..65 => self.simple_query(id, unit).await,
             65..80 => self.read_only_transaction(id, unit).await,
-            80..90 => self.log_in(dice, unit).await,
+            80..88 => self.log_in(dice, unit).await,
+            88..92 => self.take_note(dice, unit).await,
             _ => self.join_organization(dice, unit).await,
         }
     }
@@ -194,17 +201,38 @@ impl Application {
         Ok(())
     }
 
-    /// An autocommit write; then a join must show it.
+    /// Values that no second server would come up with by itself, and a savepoint's row that must not stay.
+    async fn take_note(&self, dice: &mut Dice, unit: &mut Unit) -> Result<(), Error> {
+        let id = i64::try_from(1 + dice.below(USERS)).expect("small");
+        self.client.batch_execute("BEGIN").await?;
+        let insert = "INSERT INTO user_notes (user_id) VALUES ($1) RETURNING id, note";
+        let row = self.client.query_one(insert, &[&id]).await?;
+        let (note, text): (i64, String) = (row.get(0), row.get(1));
+        self.client.batch_execute("SAVEPOINT s").await?;
+        self.client.query_one(insert, &[&id]).await?;
+        self.client.batch_execute("ROLLBACK TO s").await?;
+        let update = "UPDATE user_notes SET at = clock_timestamp() WHERE id = $1";
+        self.client.execute(update, &[&note]).await?;
+        self.client.batch_execute("COMMIT").await?;
+        unit.notes = 1;
+        let read = self.client.query("SELECT note FROM user_notes WHERE id = $1", &[&note]).await?;
+        let right = read.len() == 1 && read[0].get::<_, &str>(0) == text;
+        unit.expect(right, || format!("note {note} is not there after its COMMIT"));
+        Ok(())
+    }
+
+    /// An autocommit write; then a join must show it, on whichever server.
     async fn join_organization(&self, dice: &mut Dice, unit: &mut Unit) -> Result<(), Error> {
         let id = i64::try_from(1 + dice.below(ORGANIZATIONS)).expect("small");
         // A user of its own, so that nobody else changes the row between the write and the read.
         let user = i64::try_from(self.number).expect("small");
-        let written = self.client.execute(JOIN_ORGANIZATION, &[&id, &user]).await?;
-        unit.expect(written == 1, || format!("organization {id}: {written} rows written"));
+        let seen: i64 = self.client.query_one(JOIN_ORGANIZATION, &[&id, &user]).await?.get(0);
         unit.seen = 1;
         let rows = self.client.query(MEMBERS, &[&id, &user]).await?;
-        let right = rows.len() == 1 && rows[0].get::<_, &str>(0) == format!("Organization {id}");
-        unit.expect(right, || format!("organization {id} does not show its new member"));
+        let right = rows.len() == 1
+            && rows[0].get::<_, &str>(0) == format!("Organization {id}")
+            && rows[0].get::<_, i64>(1) == seen;
+        unit.expect(right, || format!("organization {id} does not show what was just written"));
         Ok(())
     }
 }

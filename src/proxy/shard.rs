@@ -44,6 +44,8 @@ pub(super) struct Current {
     pub(super) config: Arc<Config>,
     pub(super) catalog: Arc<Catalog>,
     version: u64,
+    /// When it was taken over.
+    pub(super) since: Instant,
 }
 
 /// A data thread.
@@ -453,7 +455,7 @@ impl Shard {
 
 impl Current {
     pub(super) fn new(config: Arc<Config>, catalog: Arc<Catalog>, version: u64) -> Self {
-        Self { config, catalog, version }
+        Self { config, catalog, version, since: Instant::now() }
     }
 }
 

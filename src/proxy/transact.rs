@@ -239,6 +239,7 @@ impl Client {
                 (length, choice.fallback.map(|_| self.conn.input[..length].to_vec()))
             }
         };
+        self.until_known(choice.footprint.as_deref()).await;
         let duty = match self.duty(&survey, choice.footprint.as_deref(), unit) {
             Ok(duty) => duty,
             Err(error) => return Box::pin(self.refuse(&error, unit)).await,
@@ -255,8 +256,11 @@ impl Client {
             if duty == Duty::Commit {
                 return Box::pin(self.run_commit(choice, unit, survey, server)).await;
             }
-            let left =
-                if duty == Duty::Nothing { self.leaves_to_journal(choice.footprint.as_deref()) } else { 0 };
+            let left = if duty == Duty::Nothing {
+                self.leaves_to_journal(&survey, choice.footprint.as_deref())
+            } else {
+                0
+            };
             let broken = if duty == Duty::Nothing {
                 self.send_and_exchange(unit, length, &mut survey, &mut server, &mut flight).await
             } else {

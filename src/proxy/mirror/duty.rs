@@ -1,6 +1,6 @@
 //! What a unit needs around it because it writes to mirrored repositories, or ends a transaction that did.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     Side,
@@ -156,9 +156,32 @@ impl Client {
         }
     }
 
-    /// What a unit without a duty may leave to the journal, of the repositories whose reads may go to the follower.
-    pub(in crate::proxy) fn leaves_to_journal(&self, footprint: Option<&Footprint>) -> u64 {
-        let Some(footprint) = footprint.filter(|f| f.is_write()) else { return 0 };
+    /// A repository that became mirrored just now: what that needs is waited for, so that no write is refused which
+    /// a moment later would not be.
+    pub(in crate::proxy) async fn until_known(&self, footprint: Option<&Footprint>) {
+        let Some(footprint) = footprint.filter(|f| f.writes != 0) else { return };
+        let state = &self.shard.global.mirror;
+        let policy = &self.current.config.policy;
+        let unknown = || {
+            let installed = state.installed.load();
+            let written =
+                policy.repositories.iter().enumerate().filter(|(i, _)| footprint.writes >> i & 1 == 1);
+            let mut mirrored = written.filter(|(_, r)| r.mirror.mode != Mode::Off).peekable();
+            mirrored.peek().is_some()
+                && (Side::BOTH.into_iter().any(|s| state.tokens[s.index()].load().is_none())
+                    || mirrored.any(|(_, r)| !installed.repositories.contains_key(&r.name)))
+        };
+        while unknown() && self.current.since.elapsed() < LEARNED {
+            state.refresh(&self.shard.global.mirrored.tables);
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// What a unit without a duty may leave to the journal, of the repositories whose reads may go to the follower. What
+    /// a block writes while it is armed goes with its COMMIT; what is only prepared writes nothing.
+    pub(in crate::proxy) fn leaves_to_journal(&self, survey: &Survey, footprint: Option<&Footprint>) -> u64 {
+        let runs = !survey.executed.is_empty() && self.txn.armed == 0;
+        let Some(footprint) = footprint.filter(|f| runs && f.is_write()) else { return 0 };
         let all = if footprint.writes_unknown { u64::MAX } else { footprint.writes };
         synchronous(&self.current.config.policy, all)
     }
@@ -258,3 +281,7 @@ fn fits_in_a_block(statement: &Statement) -> bool {
 fn ends_the_block(statement: &Statement) -> bool {
     matches!(statement.kind, Kind::Transaction(Control::Commit { .. } | Control::Prepare))
 }
+
+/// How long after an edit of the configuration that is waited for.
+const LEARNED: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(10);
