@@ -111,7 +111,7 @@ impl Client {
         if !matches!(failure, Failure::Avoided(_)) {
             tracing::warn!(side = %lead.side.other(), error = %failure, "a transaction goes to the journal");
         }
-        let mut script = Script::default();
+        let mut script = Script::beside();
         match set.journal {
             Some(id) => script.call(lead, own::LEAVE, &[Some(id.to_string().as_bytes()), Some(b"0")]),
             None => script.call(lead, own::SPILL, &[]),
@@ -124,7 +124,7 @@ impl Client {
     async fn leave_stale(&self, lead: &mut Server, journal: Option<i64>) -> Result<(), Stopped> {
         let Some(id) = journal else { return Ok(()) };
         let grace = self.current.config.mirror.journal_grace.as_secs_f64().to_string();
-        let mut script = Script::default();
+        let mut script = Script::beside();
         script.call(lead, own::LEAVE, &[Some(id.to_string().as_bytes()), Some(grace.as_bytes())]);
         self.told(script, lead).await
     }
@@ -165,7 +165,7 @@ impl Client {
 
     /// The block ends where it cannot be intercepted.
     pub(in crate::proxy) async fn spill(&mut self, lead: &mut Server) -> Result<(), Stopped> {
-        let mut script = Script::default();
+        let mut script = Script::beside();
         script.call(lead, own::SPILL, &[]);
         self.txn.captured = 0;
         self.txn.armed = 0;
@@ -238,6 +238,8 @@ impl Client {
             Ok(reply) => reply,
             Err(error) => {
                 let committed = self.resolve_lost(lead.side, shipped).await;
+                // Nothing more can be said to it, and nothing more is to be.
+                (lead.status, lead.spent) = (Status::Idle, true);
                 return if committed == Some(true) { Ok(()) } else { Err(Stopped::Lost(error.to_string())) };
             }
         };
