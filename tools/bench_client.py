@@ -14,11 +14,11 @@ class LoginError(Exception):
     """The server's refusal, or an answer that is none."""
 
 
-def login(port, user="bench"):
+def login(port, user="bench", database="bench"):
     """A logged-in socket; SCRAM-SHA-256 or trust, as the server likes."""
     client = socket.create_connection(("127.0.0.1", port), timeout=30)
     try:
-        startup = struct.pack("!I", 196608) + b"user\0" + user.encode() + b"\0database\0bench\0\0"
+        startup = struct.pack("!I", 196608) + b"user\0" + user.encode() + b"\0database\0" + database.encode() + b"\0\0"
         client.sendall(struct.pack("!I", len(startup) + 4) + startup)
         reader = client.makefile("rb")
         kind, body = receive(reader)

@@ -33,11 +33,18 @@ pub struct Own<'a> {
 /// Messages that were written to a server's output and are not answered yet.
 #[derive(Debug, Default)]
 pub struct Script {
+    /// In a block of the client's, whose portals must stay.
+    beside: bool,
     /// Names prepared by it, in order.
     fresh: Vec<String>,
 }
 
 impl Script {
+    /// One that runs in the middle of a client's block.
+    pub fn beside() -> Self {
+        Self { beside: true, ..Self::default() }
+    }
+
     /// Appends one execution, preparing the statement where the server does not know it.
     pub fn call(&mut self, server: &mut Server, own: Own<'_>, parameters: &[Option<&[u8]>]) {
         if server.known.get(own.name.as_bytes()).is_none() {
@@ -46,17 +53,14 @@ impl Script {
             self.fresh.push(own.name.to_owned());
             frame::put_parse(&mut server.conn.output, own.name.as_bytes(), own.sql.as_bytes(), &[0, 0]);
         }
+        let portal = if self.beside { PORTAL } else { b"\0" };
         let out = &mut server.conn.output;
-        // One that failed may have left its portal open: what follows an error is skipped.
-        let close = |out: &mut BytesMut| {
-            frame::put(out, b'C', |b| {
-                b.put_u8(b'P');
-                b.put_slice(PORTAL);
-            });
-        };
-        close(out);
+        if self.beside {
+            // One that failed may have left its portal open: what follows an error is skipped.
+            close(out);
+        }
         frame::put(out, b'B', |b| {
-            b.put_slice(PORTAL);
+            b.put_slice(portal);
             b.put_slice(own.name.as_bytes());
             b.put_slice(&[0, 0, 0]);
             b.put_u16(u16::try_from(parameters.len()).expect("a table has at most 1,600 columns"));
@@ -72,10 +76,12 @@ impl Script {
             b.put_u16(0);
         });
         frame::put(out, b'E', |b| {
-            b.put_slice(PORTAL);
+            b.put_slice(portal);
             b.put_i32(0);
         });
-        close(out);
+        if self.beside {
+            close(out);
+        }
     }
 
     /// Appends one execution of a text that will not come again, under no name. Only where no client's unnamed
@@ -197,7 +203,14 @@ pub fn values(row: &Bytes) -> Option<Vec<Option<Bytes>>> {
     Some(values)
 }
 
-/// The portal of our own statements: with the zero at its end.
+fn close(out: &mut BytesMut) {
+    frame::put(out, b'C', |b| {
+        b.put_u8(b'P');
+        b.put_slice(PORTAL);
+    });
+}
+
+/// The portal of our own statements beside a client's: with the zero at its end.
 const PORTAL: &[u8] = b"crossfade\0";
 /// Stands for every statement of ours in [`crate::session::prepared::Known`]; a client's never has it.
 const NUMBER: u64 = u64::MAX - 1;

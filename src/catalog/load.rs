@@ -233,10 +233,13 @@ WHERE d.refclassid IN ('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.p
   AND d.refobjid >= 16384 AND NOT (d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = r.ev_class)";
 
 /// What is called by triggers, defaults, constraints (of domains as well) and policies; operators by their functions.
+/// Capture is ours: it leaves nothing behind in a session.
 const CODE: &str = "
 WITH objects(class, oid, relation, writes) AS (
   SELECT 'pg_catalog.pg_trigger'::pg_catalog.regclass, t.oid, t.tgrelid, true
-  FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal AND t.tgenabled <> 'D'
+  FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
+  WHERE NOT t.tgisinternal AND t.tgenabled <> 'D'
+    AND NOT (f.pronamespace = pg_catalog.to_regnamespace('crossfade') AND t.tgname ~ '^crossfade_[iudt]$')
   UNION ALL SELECT 'pg_catalog.pg_attrdef'::pg_catalog.regclass, a.oid, a.adrelid, true FROM pg_catalog.pg_attrdef a
   UNION ALL SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, c.oid, c.conrelid, true
             FROM pg_catalog.pg_constraint c WHERE c.conrelid <> 0

@@ -36,6 +36,8 @@ pub(super) struct Global {
     /// Rises when the configuration or the catalog is another.
     pub(super) version: AtomicU64,
     pub(super) budgets: Budgets,
+    /// Of connections that apply rows.
+    pub(super) apply_budgets: Budgets,
     pub(super) metrics: Arc<Metrics>,
     pub(super) mirror: mirror::State,
     pub(super) mirrored: Mirrored,
@@ -97,6 +99,7 @@ impl Global {
             catalog: ArcSwap::default(),
             version: AtomicU64::new(1),
             budgets: Budgets::default(),
+            apply_budgets: Budgets::default(),
             metrics,
             mirror: mirror::State::default(),
             mirrored: Mirrored::default(),

@@ -108,7 +108,7 @@ impl Shard {
             if old.config.policy.generation != new.config.policy.generation {
                 self.hot.replace_with(|old| old.renewed(names(&new.config)));
             }
-            if old.config.backends != new.config.backends {
+            if old.config.backends != new.config.backends || old.config.mirror != new.config.mirror {
                 self.drop_idle();
             }
         }
@@ -177,7 +177,9 @@ impl Shard {
             pool.credentials.replace(credentials);
             return Rc::clone(pool);
         }
-        let share = self.global.budgets.share(key.side, &key.user);
+        // Who applies rows does not wait for room that clients take, nor they for that.
+        let budgets = if key.applies { &self.global.apply_budgets } else { &self.global.budgets };
+        let share = budgets.share(key.side, &key.user);
         let host = Rc::new(PoolHost(Rc::downgrade(self)));
         let pool = Pool::new(key.clone(), credentials, share, host);
         self.pools.borrow_mut().insert(key, Rc::clone(&pool));
@@ -204,13 +206,15 @@ impl Shard {
             // Types and relations have other OIDs there, and nobody knows which.
             return Err(unreachable("its catalog has not been read yet".to_owned()));
         }
-        let own = config.auth.users.get(&*key.user).and_then(|u| u.backend[side.index()].clone());
-        let own = own.filter(|_| !key.applies);
-        let (user, credentials) = match own {
-            Some((user, secret)) => (user, Credentials::Secret(secret)),
-            None => (key.user.to_string(), pool.credentials.borrow().clone()),
-        };
         let backend = &config.backends[side.index()];
+        let own = || config.auth.users.get(&*key.user).and_then(|u| u.backend[side.index()].clone());
+        let (user, credentials) = if key.applies {
+            (backend.control_user.clone(), Credentials::Secret(backend.control_secret.clone()))
+        } else if let Some((user, secret)) = own() {
+            (user, Credentials::Secret(secret))
+        } else {
+            (key.user.to_string(), pool.credentials.borrow().clone())
+        };
         let who = login::Who { user: &user, credentials: &credentials, database: &backend.database };
         let opened = login::connect(backend, &tls, &who, &key.parameters, key.minor, &config.timeouts).await;
         let opened = match opened {
@@ -442,7 +446,9 @@ impl Shard {
         // Pools of parameters that nobody uses any more.
         self.pools.borrow_mut().retain(|_, pool| {
             let counts = pool.counts();
-            Rc::strong_count(pool) > 2 || counts.idle + counts.active + counts.opening + counts.waiting > 0
+            pool.key.applies
+                || Rc::strong_count(pool) > 2
+                || counts.idle + counts.active + counts.opening + counts.waiting > 0
         });
         let mut plans = self.plans.borrow_mut();
         let [hits, misses] = plans.take_lookups();

@@ -24,8 +24,9 @@ impl Client {
         flight: &mut Flight,
     ) {
         let (Duty::Wrap(repositories) | Duty::Arm(repositories)) = duty else { return };
-        let mut script = Script::default();
-        if matches!(duty, Duty::Wrap(_)) {
+        let wraps = matches!(duty, Duty::Wrap(_));
+        let mut script = if wraps { Script::default() } else { Script::beside() };
+        if wraps {
             script.call(server, own::BEGIN, &[]);
             flight.mirrored.wrapped = true;
             flight.mirrored.hold = if matches!(unit, Unit::Simple { .. }) { Hold::Tag } else { Hold::Ready };
@@ -61,7 +62,8 @@ impl Client {
 
     /// Writes the question for the write set.
     pub(super) fn ask_write_set(&self, repositories: u64, server: &mut Server) -> Script {
-        let mut script = Script::default();
+        // In a block of ours nothing of the client's is left by now.
+        let mut script = if self.txn.captured == 0 { Script::default() } else { Script::beside() };
         self.put_write_set(self.mode_of(repositories) == Mode::Journaled, &mut script, server);
         Script::sync(server);
         script

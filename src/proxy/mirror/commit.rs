@@ -109,7 +109,7 @@ impl Client {
         if !matches!(failure, Failure::Avoided(_)) {
             tracing::warn!(side = %lead.side.other(), error = %failure, "a transaction goes to the journal");
         }
-        let mut script = Script::default();
+        let mut script = Script::beside();
         match set.journal {
             Some(id) => script.call(lead, own::LEAVE, &[Some(id.to_string().as_bytes()), Some(b"0")]),
             None => script.call(lead, own::SPILL, &[]),
@@ -123,7 +123,7 @@ impl Client {
         let id = if let Some(id) = journal {
             id
         } else {
-            let mut script = Script::default();
+            let mut script = Script::beside();
             self.put_write_set(true, &mut script, lead);
             let reply = self.answer_of(script, lead).await?;
             if let Some(error) = reply.error {
@@ -133,7 +133,7 @@ impl Client {
             id
         };
         let grace = self.current.config.mirror.journal_grace.as_secs_f64().to_string();
-        let mut script = Script::default();
+        let mut script = Script::beside();
         script.call(lead, own::LEAVE, &[Some(id.to_string().as_bytes()), Some(grace.as_bytes())]);
         self.told(script, lead).await
     }
@@ -174,7 +174,7 @@ impl Client {
 
     /// The block ends where it cannot be intercepted.
     pub(in crate::proxy) async fn spill(&mut self, lead: &mut Server) -> Result<(), Stopped> {
-        let mut script = Script::default();
+        let mut script = Script::beside();
         script.call(lead, own::SPILL, &[]);
         self.txn.captured = 0;
         self.txn.armed = 0;
@@ -247,6 +247,8 @@ impl Client {
             Ok(reply) => reply,
             Err(error) => {
                 let committed = self.resolve_lost(lead.side, shipped).await;
+                // Nothing more can be said to it, and nothing more is to be.
+                (lead.status, lead.spent) = (Status::Idle, true);
                 return if committed == Some(true) { Ok(()) } else { Err(Stopped::Lost(error.to_string())) };
             }
         };
