@@ -67,18 +67,16 @@ impl Client {
         let mut script = if self.txn.captured == 0 { Script::default() } else { Script::beside() };
         match self.mode_of(repositories) {
             Mode::Off | Mode::Async => script.call(server, own::SPILL, &[]),
-            Mode::Journaled => self.put_write_set(true, &mut script, server),
-            Mode::Atomic => self.put_write_set(false, &mut script, server),
+            Mode::Journaled | Mode::Atomic => self.put_write_set(&mut script, server),
         }
         Script::sync(server);
         script
     }
 
-    pub(super) fn put_write_set(&self, journal: bool, script: &mut Script, server: &mut Server) {
-        let journal: &[u8] = if journal { b"t" } else { b"f" };
+    fn put_write_set(&self, script: &mut Script, server: &mut Server) {
         let token = self.shard.global.mirror.tokens[server.side.index()].load();
         let token = token.as_ref().map_or(&b""[..], |t| t.as_bytes());
-        script.call(server, own::WRITE_SET, &[Some(journal), Some(token)]);
+        script.call(server, own::WRITE_SET, &[Some(b"t"), Some(token)]);
     }
 
     /// What all these repositories promise: two-phase commit only when each of them wants it, and the journal alone
