@@ -65,6 +65,8 @@ pub(super) struct Mirrored {
     pub(super) after: Option<Script>,
     /// The block around the unit is ours: the client is outside of one.
     pub(super) wrapped: bool,
+    /// Repositories for which capture was switched on in the middle of a batch, in a block of ours.
+    pub(super) repositories: u64,
     /// What must not reach the client yet.
     pub(super) hold: Hold,
     /// What was held back.

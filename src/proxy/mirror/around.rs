@@ -25,7 +25,9 @@ impl Client {
     ) {
         let (Duty::Wrap(repositories) | Duty::Arm(repositories)) = duty else { return };
         let wraps = matches!(duty, Duty::Wrap(_));
-        let mut script = if wraps { Script::default() } else { Script::beside() };
+        // A batch may name a portal that is not there: it must not find ours.
+        let alone = wraps && matches!(unit, Unit::Simple { .. });
+        let mut script = if alone { Script::default() } else { Script::beside() };
         if wraps {
             script.call(server, own::BEGIN, &[]);
             flight.mirrored.wrapped = true;
