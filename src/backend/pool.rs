@@ -272,7 +272,8 @@ impl Pool {
     /// Takes a clean connection back: the next in line gets it.
     pub fn put(self: &Rc<Self>, mut server: Box<Server>, now: Instant) {
         server.info.client.set(0);
-        if self.valid_since.get().is_some_and(|since| server.opened < since) {
+        // One that was cut while nobody used it has its last words in the buffer, which do not travel.
+        if !server.is_clean() || self.valid_since.get().is_some_and(|since| server.opened < since) {
             return self.host.close(server);
         }
         while !self.share.line.is_empty() {

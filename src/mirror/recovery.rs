@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{Side, backend::control::Manager};
 
-/// Name of a prepared transaction: `cf1.<lead system id>.<timeline>.<xid8>.<instance>.<epoch>`.
+/// Name of a prepared transaction: `cf1.<lead system id>.<timeline>.<xid8>.<instance>.<epoch>`. The follower's half of it
+/// may be rolled back whatever became of it on the lead: the lead's journal has its keys.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Gid {
     /// The lead.
@@ -20,7 +21,8 @@ pub struct Gid {
     pub xid: u64,
     /// Who prepared it: letters, digits and hyphens.
     pub instance: String,
-    /// Of the repository's lead, when it was prepared.
+    /// Log position of the lead's last checkpoint, read when its transaction had written. A lead that crashes gives numbers
+    /// of transactions again whose log had not reached its disk; its recovery ends with a checkpoint.
     pub epoch: u64,
 }
 
@@ -117,10 +119,11 @@ pub enum Verdict {
     Stuck(&'static str),
 }
 
-/// Decides. `lead` is what the server said of itself in the same breath as `outcome`; `None`: it is in recovery.
-pub fn decide(gid: Option<&Gid>, lead: Option<Identity>, outcome: &Outcome, age: Duration) -> Verdict {
+/// Decides. `lead` is what the server said of itself in the same breath as `outcome`, with the position of its last
+/// checkpoint; `None`: it is in recovery.
+pub fn decide(gid: Option<&Gid>, lead: Option<(Identity, u64)>, outcome: &Outcome, age: Duration) -> Verdict {
     let Some(gid) = gid else { return Verdict::Stuck("its name cannot be read") };
-    let Some(lead) = lead else { return Verdict::Wait("the lead is in recovery") };
+    let Some((lead, checkpoint)) = lead else { return Verdict::Wait("the lead is in recovery") };
     if gid.identity.system != lead.system {
         return Verdict::Stuck("the lead is another server than the one that ran it");
     }
@@ -132,8 +135,11 @@ pub fn decide(gid: Option<&Gid>, lead: Option<Identity>, outcome: &Outcome, age:
     match outcome {
         Outcome::InProgress => Verdict::Wait("it is in progress on the lead"),
         Outcome::Committed | Outcome::Aborted if age < OWNERS => Verdict::Wait("its owner is at it"),
-        Outcome::Committed => Verdict::Commit,
-        Outcome::Aborted => Verdict::Rollback,
+        Outcome::Committed if checkpoint == gid.epoch => Verdict::Commit,
+        // Committed, but the lead may have crashed: it, or another one of the same number. The journal knows.
+        Outcome::Committed | Outcome::Aborted => Verdict::Rollback,
+        // Of the future: all that it wrote was lost in a crash.
+        Outcome::Refused(code) if code == "22023" && checkpoint != gid.epoch => Verdict::Rollback,
         Outcome::Forgotten => Verdict::Stuck("the lead has forgotten it: too old"),
         Outcome::Refused(_) => Verdict::Stuck("the lead refuses to tell"),
     }
@@ -256,23 +262,29 @@ impl Recoverer {
     }
 
     /// Who the lead is and what became of the transaction, in one statement: both of the same server.
-    async fn ask(&self, gid: &Gid) -> Result<(Option<Identity>, Outcome), Error> {
+    async fn ask(&self, gid: &Gid) -> Result<(Option<(Identity, u64)>, Outcome), Error> {
         let lead = self.lead.as_ref().expect("connected at the start of the round");
         // Asked only of the server that gave the number: another may never have heard of it, and refuse.
         let Some(identity) = Identity::load(lead).await? else { return Ok((None, Outcome::Forgotten)) };
         if identity != gid.identity {
-            return Ok((Some(identity), Outcome::Forgotten));
+            return Ok((Some((identity, 0)), Outcome::Forgotten));
         }
-        let ask = format!("SELECT {IDENTITY}, pg_catalog.pg_xact_status($1::text::xid8)");
+        // The checkpoint after the status: a crash between the two closes the connection.
+        let ask = format!("SELECT {IDENTITY}, pg_catalog.pg_xact_status($1::text::xid8), {LAST_CHECKPOINT}");
         match lead.rows(&ask, &[&gid.xid.to_string()]).await {
             Ok(rows) => {
                 let row = rows.first();
                 let status: Option<String> = row.and_then(|r| r.try_get(2).ok().flatten());
-                Ok((row.and_then(Identity::read), Outcome::from_status(status.as_deref())))
+                let checkpoint = row.and_then(|r| r.try_get::<_, String>(3).ok()?.parse().ok());
+                let lead = row.and_then(Identity::read).zip(checkpoint);
+                Ok((lead, Outcome::from_status(status.as_deref())))
             }
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
-                Ok((Some(identity), Outcome::Refused(error.sqlstate().unwrap_or_default().to_owned())))
+                let rows = lead.rows(&format!("SELECT {LAST_CHECKPOINT}"), &[]).await?;
+                let checkpoint = rows.first().and_then(|r| r.try_get::<_, String>(0).ok()?.parse().ok());
+                let outcome = Outcome::Refused(error.sqlstate().unwrap_or_default().to_owned());
+                Ok((checkpoint.map(|c| (identity, c)), outcome))
             }
         }
     }
@@ -291,6 +303,9 @@ const IDENTITY: &str = "(SELECT system_identifier::text FROM pg_catalog.pg_contr
   CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN
     ('x' || pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int4
   END";
+/// Log position of the last checkpoint, in bytes. Another one: the server may have crashed since.
+pub const LAST_CHECKPOINT: &str =
+    "(SELECT (checkpoint_lsn - '0/0')::text FROM pg_catalog.pg_control_checkpoint())";
 const PREPARED: &str = "SELECT gid, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8
   FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() AND gid LIKE 'cf1.%'
   ORDER BY prepared";
@@ -329,9 +344,10 @@ mod tests {
     #[test]
     fn never_a_guess() {
         let gid = Gid::parse(TEXT).expect("one of ours");
-        let same = Some(gid.identity);
-        let promoted = Some(Identity { timeline: 2, ..gid.identity });
-        let another = Some(Identity { system: 1, ..gid.identity });
+        let same = Some((gid.identity, 3));
+        let crashed = Some((gid.identity, 4));
+        let promoted = Some((Identity { timeline: 2, ..gid.identity }, 3));
+        let another = Some((Identity { system: 1, ..gid.identity }, 3));
         let (old, young) = (OWNERS, Duration::from_millis(999));
         let refused = Outcome::Refused("22023".into());
         let word = |verdict: Verdict| match verdict {
@@ -349,6 +365,11 @@ mod tests {
             (same, &Outcome::Aborted, young, "wait"),
             (same, &Outcome::Forgotten, old, "stuck"),
             (same, &refused, old, "stuck"),
+            (crashed, &Outcome::Committed, old, "rollback"),
+            (crashed, &Outcome::Aborted, old, "rollback"),
+            (crashed, &Outcome::InProgress, old, "wait"),
+            (crashed, &Outcome::Forgotten, old, "stuck"),
+            (crashed, &refused, old, "rollback"),
             (promoted, &Outcome::Committed, old, "stuck"),
             (promoted, &Outcome::Aborted, old, "stuck"),
             (promoted, &Outcome::InProgress, old, "stuck"),

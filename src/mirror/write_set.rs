@@ -9,6 +9,8 @@ pub struct WriteSet {
     pub xid: Option<String>,
     /// Its row in the lead's journal.
     pub journal: Option<i64>,
+    /// Log position of the lead's last checkpoint: [`super::recovery::Gid::epoch`].
+    pub epoch: Option<u64>,
     /// It is too big for the way through memory: all of it is in the journal.
     pub overflow: bool,
     /// In order of first appearance.
@@ -43,12 +45,12 @@ impl Change {
 pub struct Malformed;
 
 impl WriteSet {
-    /// From rows of (relation, ops, key, image), the first of which is about the transaction.
+    /// From rows of (relation, ops, key, image, epoch), the first of which is about the transaction.
     pub fn read(rows: impl IntoIterator<Item = Option<Vec<Option<Bytes>>>>) -> Result<Self, Malformed> {
         let mut set: Option<Self> = None;
         for row in rows {
-            let row: [Option<Bytes>; 4] = row.and_then(|r| r.try_into().ok()).ok_or(Malformed)?;
-            let [table, operations, key, image] = row;
+            let row: [Option<Bytes>; 5] = row.and_then(|r| r.try_into().ok()).ok_or(Malformed)?;
+            let [table, operations, key, image, epoch] = row;
             let table: i32 = number(table.as_ref()).ok_or(Malformed)?;
             let operations = operations.ok_or(Malformed)?;
             match &mut set {
@@ -58,7 +60,8 @@ impl WriteSet {
                         Some(id) => Some(number(Some(&id)).ok_or(Malformed)?),
                         None => None,
                     };
-                    set = Some(Self { xid, journal, overflow: &*operations == b"!", changes: Vec::new() });
+                    let (epoch, overflow) = (number(epoch.as_ref()), &*operations == b"!");
+                    set = Some(Self { xid, journal, epoch, overflow, changes: Vec::new() });
                 }
                 Some(set) if table > 0 => set.changes.push(Change { table, operations, key, image }),
                 None | Some(_) => return Err(Malformed),
@@ -78,7 +81,9 @@ mod tests {
 
     #[expect(clippy::unnecessary_wraps, reason = "as `values` gives it")]
     fn row(values: [Option<&'static str>; 4]) -> Option<Vec<Option<Bytes>>> {
-        Some(values.map(|v| v.map(|v| Bytes::from_static(v.as_bytes()))).to_vec())
+        let epoch = Some("5").filter(|_| values[0] == Some("0"));
+        let values = values.into_iter().chain([epoch]);
+        Some(values.map(|v| v.map(|v| Bytes::from_static(v.as_bytes()))).collect())
     }
 
     #[test]
@@ -92,10 +97,11 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((set.xid.as_deref(), set.journal, set.overflow), (Some("777"), Some(12), false));
+        assert_eq!(set.epoch, Some(5));
         let seen: Vec<_> = set.changes.iter().map(|c| (c.table, c.existed(), c.image.is_some())).collect();
         assert_eq!(seen, [(5, false, true), (5, true, false), (7, false, true)]);
         let nothing = WriteSet::read([row([Some("0"), Some(""), None, None])]).unwrap();
-        assert_eq!(nothing, WriteSet::default());
+        assert_eq!(nothing, WriteSet { epoch: Some(5), ..WriteSet::default() });
         let big = WriteSet::read([row([Some("0"), Some("!"), Some("9"), Some("1")])]).unwrap();
         assert!(big.overflow);
         for bad in [

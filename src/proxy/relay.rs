@@ -299,6 +299,9 @@ impl Client {
             }
             Backend::Error => {
                 flight.awaited.clear(); // what was to come is skipped
+                if self.pipeline.is_idle() {
+                    return Ok(()); // last words behind a whole answer: what was answered stays true
+                }
                 flight.sqlstate = frame::error_field(body, b'C').and_then(|c| c.try_into().ok());
                 let severity = frame::error_field(body, b'V').or_else(|| frame::error_field(body, b'S'));
                 flight.fatal = severity.is_some_and(|s| s == b"FATAL" || s == b"PANIC");

@@ -1,6 +1,7 @@
 //! Dual writes: what clients write through the proxy is on both sides, and clients see what one Postgres would say.
 
 mod commit;
+mod last_words;
 mod statements;
 
 use crate::support::{

@@ -12,7 +12,7 @@ use super::{
     ledger::{Effect, Entry, Fate, Ledger},
     support::{
         Rng, frames,
-        reply::Frame,
+        reply::{Frame, short},
         wire::{DbError, Login, Wire},
     },
     work::{Step, Work},
@@ -125,7 +125,12 @@ impl Client {
                 }
                 if tag == "ROLLBACK" { Fate::RolledBack } else { Fate::Committed }
             }
-            Answer::Done(..) => panic!("{}: a block is left open", self.name),
+            Answer::Done(_, tag, status) => {
+                let status = status as char;
+                self.ledger.broken(format!("{}: {tag} leaves status {status} behind", self.name));
+                self.wire = None;
+                Fate::Unknown
+            }
             Answer::Refused(status) => {
                 if status != b'I' {
                     self.wire = None; // a text that began a block: it is rolled back with the connection
@@ -252,6 +257,7 @@ impl Client {
 
     fn exchange(&mut self, bytes: &[u8]) -> Answer {
         let Some(wire) = &mut self.wire else { return Answer::Lost(Fate::Unknown) };
+        self.ledger.note(&self.name, &format!("-> {}", bytes.escape_ascii()));
         let began = Instant::now();
         wire.send(bytes);
         let answer = wire.until_ready(1);
@@ -260,12 +266,13 @@ impl Client {
             Ok(frames) => frames,
             Err(error) => return self.lost(&error),
         };
+        self.ledger.note(&self.name, &format!("<- {}", short(&frames)));
         let status = frames.last().and_then(|f| f.body.first()).copied().unwrap_or(b'?');
-        if let Some(error) = frames.iter().find(|f| f.kind == b'E') {
+        if let Some(error) = frames.iter().rev().find(|f| f.kind == b'E') {
             let sqlstate = error.sqlstate();
             self.ledger.error(&sqlstate);
             // Of transaction pooling: the server's connection is lost, ours is not.
-            if sqlstate.starts_with("08") {
+            if sqlstate.starts_with("08") || frames.iter().any(|f| f.short().starts_with("E!")) {
                 let message = error.fields().remove(&'M').unwrap_or_default();
                 std::thread::sleep(Duration::from_millis(20));
                 return self.lost(&DbError { sqlstate, message });

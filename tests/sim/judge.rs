@@ -27,6 +27,7 @@ pub(crate) fn judge(ledger: &Ledger, sides: &mut [Wire; 2]) -> Result<(), String
     let mut wrong = Vec::new();
     compare(sides, &mut wrong);
     let inner = ledger.lock();
+    wrong.extend(inner.broken.iter().cloned());
     for (name, side) in ["source", "target"].iter().zip(sides) {
         let mut of_side = Vec::new();
         tokens(&inner.entries, side, &mut of_side);
@@ -51,10 +52,14 @@ fn column(side: &mut Wire, sql: &str) -> Vec<String> {
 fn compare(sides: &mut [Wire; 2], wrong: &mut Vec<String>) {
     let tables = "SELECT c.relname FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' ORDER BY 1";
     for table in column(&mut sides[0], tables) {
+        let mut xids = BTreeMap::new();
         let rows = sides.each_mut().map(|side| {
             let mut counts = BTreeMap::<String, i64>::new();
-            for row in column(side, &format!("SELECT t::text FROM public.{table} t")) {
-                *counts.entry(row).or_default() += 1;
+            let sql = format!("SELECT t::text, t.xmin::text FROM public.{table} t");
+            for row in side.query(&sql).unwrap_or_else(|e| panic!("{sql}: {e:?}")) {
+                let [Some(text), xid] = &row[..] else { continue };
+                *counts.entry(text.clone()).or_default() += 1;
+                xids.insert(text.clone(), xid.clone());
             }
             counts
         });
@@ -62,7 +67,10 @@ fn compare(sides: &mut [Wire; 2], wrong: &mut Vec<String>) {
         for row in all {
             let [source, target] = rows.each_ref().map(|r| r.get(row).copied().unwrap_or(0));
             if source != target {
-                wrong.push(format!("{table} {row}: {source} on the source, {target} on the target"));
+                let xid = xids.get(row);
+                wrong.push(format!(
+                    "{table} {row} of {xid:?}: {source} on the source, {target} on the target"
+                ));
             }
         }
     }

@@ -52,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) stall: Duration,
     pub(crate) journal: u64,
     pub(crate) errors: BTreeMap<String, u64>,
+    /// What no client may ever hear.
+    pub(crate) broken: Vec<String>,
     trace: String,
 }
 
@@ -98,6 +100,12 @@ impl Ledger {
     /// An error that a client heard, by its SQLSTATE.
     pub(crate) fn error(&self, sqlstate: &str) {
         *self.lock().errors.entry(sqlstate.to_owned()).or_default() += 1;
+    }
+
+    /// A promise was broken before its client's eyes.
+    pub(crate) fn broken(&self, what: String) {
+        self.note("BROKEN", &what);
+        self.lock().broken.push(what);
     }
 
     pub(crate) fn trace(&self) -> String {

@@ -72,6 +72,10 @@ impl Run {
     /// Works and breaks for `seconds`, then judges.
     pub(crate) fn play(self, seconds: u64) {
         self.disturb(Duration::from_secs(seconds));
+        for proxy in &self.victims.proxies {
+            let log = held(proxy).log();
+            log.lines().filter(|l| l.contains("panicked at")).for_each(|l| self.ledger.broken(l.to_owned()));
+        }
         let verdict = self.settle().and_then(|()| judge::judge(&self.ledger, &mut self.admins()));
         println!("chaos {} seed {}: {}", self.mode, self.seed, self.ledger.figures());
         if let Err(why) = verdict {

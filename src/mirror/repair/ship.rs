@@ -192,8 +192,10 @@ impl Shipment<'_> {
                 owners.push(n);
             }
         }
+        // Keys of different text may be one key (numeric 1.0 and 1.00): its row goes in once.
+        let mut inserted = BTreeSet::new();
         for (n, &i) in which.iter().enumerate() {
-            if images[i].is_some() {
+            if images[i].is_some() && (!self.grouped || inserted.insert((keys[i].table, &images[i]))) {
                 let parameters = records[n].iter().map(|c| Text(c.as_deref())).collect();
                 let statements = &tables[i].statements;
                 let sql = if self.grouped { &statements.insert } else { &statements.upsert };

@@ -58,24 +58,23 @@ impl Client {
 
     /// Writes the question for the write set right behind the unit.
     pub(in crate::proxy) fn behind_unit(&mut self, duty: Duty, server: &mut Server, flight: &mut Flight) {
-        let Duty::Wrap(repositories) = duty else { return };
-        flight.mirrored.after = Some(self.ask_write_set(repositories, server));
+        let Duty::Wrap(_) = duty else { return };
+        flight.mirrored.after = Some(self.ask_write_set(server));
     }
 
     /// Writes the question for the write set.
-    pub(super) fn ask_write_set(&self, repositories: u64, server: &mut Server) -> Script {
+    pub(super) fn ask_write_set(&self, server: &mut Server) -> Script {
         // In a block of ours nothing of the client's is left by now.
         let mut script = if self.txn.captured == 0 { Script::default() } else { Script::beside() };
-        self.put_write_set(self.mode_of(repositories) == Mode::Journaled, &mut script, server);
+        self.put_write_set(&mut script, server);
         Script::sync(server);
         script
     }
 
-    pub(super) fn put_write_set(&self, journal: bool, script: &mut Script, server: &mut Server) {
-        let journal: &[u8] = if journal { b"t" } else { b"f" };
+    fn put_write_set(&self, script: &mut Script, server: &mut Server) {
         let token = self.shard.global.mirror.tokens[server.side.index()].load();
         let token = token.as_ref().map_or(&b""[..], |t| t.as_bytes());
-        script.call(server, own::WRITE_SET, &[Some(journal), Some(token)]);
+        script.call(server, own::WRITE_SET, &[Some(b"t"), Some(token)]);
     }
 
     /// What all these repositories promise: two-phase commit only when each of them wants it.

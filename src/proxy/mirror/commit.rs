@@ -15,7 +15,6 @@ use crate::{
         server::Server,
     },
     error::ClientError,
-    mirror::write_set::WriteSet,
     proxy::{client::Client, flight::Flight},
     route::policy::{Ack, Mode, OnFailure},
     session::transaction::Status,
@@ -42,6 +41,8 @@ pub(in crate::proxy) struct Waiting {
     journal: Option<i64>,
     /// The lead's transaction.
     pub(in crate::proxy) xid: String,
+    /// [`crate::mirror::recovery::Gid::epoch`]
+    epoch: u64,
 }
 
 /// Why a transaction does not commit.
@@ -83,7 +84,8 @@ impl Client {
         }
         let mode = self.mode_of(repositories);
         let xid = set.xid.clone().unwrap_or_default();
-        let gid = (mode == Mode::Atomic).then(|| self.gid(lead.side, &xid)).transpose();
+        let epoch = set.epoch.unwrap_or_default();
+        let gid = (mode == Mode::Atomic).then(|| self.gid(lead.side, &xid, epoch)).transpose();
         let applied = match gid {
             Ok(gid) => {
                 let work = Work { lead: lead.side, set: &set, gid };
@@ -97,7 +99,7 @@ impl Client {
                     self.leave_stale(lead, set.journal).await?;
                 }
                 let journal = set.journal.filter(|_| !pending.stale);
-                let waiting = Waiting { pending, lead: lead.side, journal, xid };
+                let waiting = Waiting { pending, lead: lead.side, journal, xid, epoch };
                 return Ok(Shipped::Waiting(Box::new(waiting)));
             }
             Err(failure) => failure,
@@ -120,18 +122,7 @@ impl Client {
 
     /// The journal keeps the keys whose rows were not there, for the repairer and at once.
     async fn leave_stale(&self, lead: &mut Server, journal: Option<i64>) -> Result<(), Stopped> {
-        let id = if let Some(id) = journal {
-            id
-        } else {
-            let mut script = Script::beside();
-            self.put_write_set(true, &mut script, lead);
-            let reply = self.answer_of(script, lead).await?;
-            if let Some(error) = reply.error {
-                return Err(Stopped::Server(without_context(&error)));
-            }
-            let Ok(WriteSet { journal: Some(id), .. }) = write_set(&reply) else { return Ok(()) };
-            id
-        };
+        let Some(id) = journal else { return Ok(()) };
         let grace = self.current.config.mirror.journal_grace.as_secs_f64().to_string();
         let mut script = Script::beside();
         script.call(lead, own::LEAVE, &[Some(id.to_string().as_bytes()), Some(grace.as_bytes())]);
@@ -166,7 +157,7 @@ impl Client {
     /// Asks for the write set of the block, and waits.
     pub(in crate::proxy) async fn ask(&mut self, lead: &mut Server) -> std::io::Result<Reply> {
         self.shard.count_trip(lead.side);
-        let script = self.ask_write_set(self.txn.captured, lead);
+        let script = self.ask_write_set(lead);
         let reply = lead.reply(&self.shard.buffers).await?;
         script.answered(lead, &reply);
         Ok(reply)
@@ -235,7 +226,7 @@ impl Client {
             reply
         } else {
             self.shard.count_trip(lead.side);
-            let script = self.ask_write_set(repositories, lead);
+            let script = self.ask_write_set(lead);
             let reply = lead.reply(&self.shard.buffers).await?;
             script.answered(lead, &reply);
             reply
@@ -298,7 +289,7 @@ impl Client {
     /// `None`: it cannot be known.
     pub(in crate::proxy) async fn resolve_lost(&self, lead: Side, shipped: Shipped) -> Option<bool> {
         let Shipped::Waiting(waiting) = shipped else { return None };
-        let outcome = self.shard.global.mirror.outcome(lead, waiting.xid.clone()).await;
+        let outcome = self.shard.global.mirror.outcome(lead, waiting.xid.clone(), waiting.epoch).await;
         let limit = self.current.config.mirror.apply_timeout;
         match outcome {
             Some(committed) => {
@@ -339,13 +330,13 @@ impl Client {
         }
     }
 
-    fn gid(&self, lead: Side, xid: &str) -> Result<String, Failure> {
+    fn gid(&self, lead: Side, xid: &str, epoch: u64) -> Result<String, Failure> {
         let state = &self.shard.global.mirror;
         let Some(identity) = state.identity[lead.index()].load_full() else {
             let why = "which server it is, is not known yet".to_owned();
             return Err(Failure::Unreachable(lead, why));
         };
-        Ok(format!("cf1.{}.{}.{xid}.{}.0", identity.system, identity.timeline, state.instance))
+        Ok(format!("cf1.{}.{}.{xid}.{}.{epoch}", identity.system, identity.timeline, state.instance))
     }
 }
 

@@ -310,8 +310,8 @@ impl Pending {
         let reply = self.server.reply(buffers).await?;
         script.answered(&mut self.server, &reply);
         let tag = reply.tags.last().is_some_and(|tag| tag.starts_with(word.as_bytes()));
-        // Whoever recovers may have been quicker: then it is not there any more.
-        Ok(reply.error.is_none() && tag || reply.sqlstate() == Some(b"42704"))
+        // Not there any more (42704): whoever recovers was quicker, and may have left it to the journal.
+        Ok(reply.error.is_none() && tag)
     }
 }
 

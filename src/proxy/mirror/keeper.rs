@@ -10,29 +10,37 @@ use super::state::Outcomes;
 use crate::{
     Side,
     backend::control,
+    mirror::recovery::LAST_CHECKPOINT,
     proxy::{global::Global, health::Controls},
 };
 
 /// How outcomes are asked for: from any thread, over control connections of the main one.
 pub(in crate::proxy) fn outcomes(controls: Arc<Controls>) -> Outcomes {
     let main = tokio::runtime::Handle::current();
-    Box::new(move |side, xid| {
+    Box::new(move |side, xid, epoch| {
         let (controls, main) = (Arc::clone(&controls), main.clone());
-        Box::pin(async move { main.spawn(outcome(controls, side, xid)).await.ok().flatten() })
+        Box::pin(async move { main.spawn(outcome(controls, (side, xid, epoch))).await.ok().flatten() })
     })
 }
 
 /// Asks until the server says; a server that is restarting is waited for.
-async fn outcome(controls: Arc<Controls>, side: Side, xid: String) -> Option<bool> {
+async fn outcome(controls: Arc<Controls>, (side, xid, epoch): (Side, String, u64)) -> Option<bool> {
     let end = tokio::time::Instant::now() + PATIENCE;
     loop {
         match status(&controls, side, &xid).await {
-            Ok(Some(word)) if word == "committed" => return Some(true),
-            Ok(Some(word)) if word == "aborted" => return Some(false),
+            Ok((Some(word), checkpoint)) if word == "committed" => {
+                // After a crash it may be another transaction that was given the same number.
+                return (checkpoint == Some(epoch)).then_some(true);
+            }
+            Ok((Some(word), _)) if word == "aborted" => return Some(false),
             // In progress: its backend has not noticed yet.
-            Ok(Some(_)) => {}
-            Ok(None) => return None,
-            Err(why) => tracing::debug!(%side, why, "the outcome of a transaction could not be asked for"),
+            Ok((Some(_), _)) => {}
+            Ok((None, _)) => return None,
+            // A number of the future: all that it wrote was lost in a crash.
+            Err((Some("22023"), _)) => return Some(false),
+            Err((_, why)) => {
+                tracing::debug!(%side, why, "the outcome of a transaction could not be asked for");
+            }
         }
         if tokio::time::Instant::now() >= end {
             return None;
@@ -41,13 +49,21 @@ async fn outcome(controls: Arc<Controls>, side: Side, xid: String) -> Option<boo
     }
 }
 
-async fn status(controls: &Controls, side: Side, xid: &str) -> Result<Option<String>, String> {
-    let pool = controls.get(side).ok_or("no control connection")?;
-    let client = control::get(&pool).await.map_err(|e| e.to_string())?;
-    let asked = client
-        .query_one("SELECT pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8)", &[&xid])
-        .await;
-    asked.and_then(|row| row.try_get(0)).map_err(|e| control::describe(&e))
+/// The word for the transaction, and the position of the last checkpoint.
+type Told = (Option<String>, Option<u64>);
+
+async fn status(controls: &Controls, side: Side, xid: &str) -> Result<Told, (Option<&'static str>, String)> {
+    let pool = controls.get(side).ok_or((None, "no control connection".to_owned()))?;
+    let client = control::get(&pool).await.map_err(|e| (None, e.to_string()))?;
+    let ask =
+        format!("SELECT pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8), {LAST_CHECKPOINT}");
+    let failed = |e: tokio_postgres::Error| {
+        let future = e.code() == Some(&tokio_postgres::error::SqlState::INVALID_PARAMETER_VALUE);
+        (future.then_some("22023"), control::describe(&e))
+    };
+    let row = client.query_one(&ask, &[&xid]).await.map_err(failed)?;
+    let checkpoint: Option<String> = row.try_get(1).map_err(failed)?;
+    Ok((row.try_get(0).map_err(failed)?, checkpoint.and_then(|c| c.parse().ok())))
 }
 
 /// Deletes journal rows whose transactions are on both sides.

@@ -49,9 +49,9 @@ impl Installed {
     }
 }
 
-/// Asks a side what became of a transaction (xid8): committed or not; `None` when it cannot be known.
+/// Asks a side what became of a transaction (xid8, [`crate::mirror::recovery::Gid::epoch`]): committed or not; `None` when it cannot be known.
 pub(in crate::proxy) type Outcomes =
-    Box<dyn Fn(Side, String) -> Pin<Box<dyn Future<Output = Option<bool>> + Send>> + Send + Sync>;
+    Box<dyn Fn(Side, String, u64) -> Pin<Box<dyn Future<Output = Option<bool>> + Send>> + Send + Sync>;
 
 /// Shared by all threads.
 pub(in crate::proxy) struct State {
@@ -144,8 +144,8 @@ impl State {
     }
 
     /// What became of a transaction; `None` when it cannot be known.
-    pub(in crate::proxy) async fn outcome(&self, side: Side, xid: String) -> Option<bool> {
-        self.outcomes.get()?(side, xid).await
+    pub(in crate::proxy) async fn outcome(&self, side: Side, xid: String, epoch: u64) -> Option<bool> {
+        self.outcomes.get()?(side, xid, epoch).await
     }
 
     /// Takes over what was published since the last time.

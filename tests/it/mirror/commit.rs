@@ -133,6 +133,82 @@ fn stale_follower_answers_no_reads() {
     }
 }
 
+/// All writes of a block go with its COMMIT: the follower may answer the next read.
+#[test]
+fn a_block_of_several_writes_leaves_reads_where_they_are() {
+    needs_proxy!();
+    for mode in SYNCHRONOUS {
+        let proxy = start(&format!("m_several_{mode}"), SCHEMA, |s| {
+            s.mirror = format!("mirror = {mode:?}");
+            s.document_reads_target = 100;
+        });
+        let mut client = proxy.client("alice");
+        let on_target = || proxy.metric("routes_total", &["repository=\"document\"", "backend=\"target\""]);
+        let stale = || proxy.metric("routes_total", &["reason=\"stale\""]);
+        let count = "SELECT count(*) FROM t";
+        wait_for("reads on the target", || {
+            let before = on_target();
+            client.run(count);
+            on_target() > before
+        });
+        let before = stale();
+        for n in 0..10 {
+            client.run("BEGIN");
+            client.run(&format!("INSERT INTO t VALUES ({n}, 'x')"));
+            client.run(&format!("UPDATE t SET v = 'y' WHERE id = {n}"));
+            client.run("COMMIT");
+            assert_eq!(client.run(count).as_deref(), Some(&*(n + 1).to_string()));
+        }
+        assert!(stale() - before < 0.5, "{mode}: {} reads went to the lead", stale() - before);
+    }
+}
+
+/// Ends that cannot be intercepted, and what is left to the repairer: it runs as sent, and arrives.
+#[test]
+fn what_the_proxy_does_not_ship_arrives() {
+    needs_proxy!();
+    let steps: &[(&[&str], &str)] = &[
+        (
+            &["DO $$ BEGIN INSERT INTO t VALUES (1, 'x'); COMMIT; INSERT INTO t VALUES (2, 'x'); END $$"],
+            "C[DO] ZI",
+        ),
+        (&["CALL put(3)"], "C[CALL] ZI"),
+        (&["BEGIN; INSERT INTO t VALUES (5, 'x'); COMMIT"], "C[BEGIN] C[INSERT_0_1] C[COMMIT] ZI"),
+        (&["INSERT INTO t VALUES (6, 'x'); COMMIT; INSERT INTO t VALUES (7, 'x')"], ""),
+        (&["SET client_encoding = 'LATIN1'", "INSERT INTO t VALUES (8, chr(233))"], "C[INSERT_0_1] ZI"),
+        (&["SET client_encoding = 'UTF8'", "INSERT INTO t SELECT n FROM generate_series(100, 9999) n"], ""),
+        (
+            &[
+                "BEGIN",
+                "INSERT INTO t VALUES (9, 'x')",
+                "PREPARE TRANSACTION 'theirs'",
+                "COMMIT PREPARED 'theirs'",
+            ],
+            "",
+        ),
+        (&["VACUUM t"], "C[VACUUM] ZI"),
+        (&["DELETE FROM t WHERE id > 200", "INSERT INTO t VALUES (10, 'last')"], "C[INSERT_0_1] ZI"),
+    ];
+    let schema = "CREATE TABLE t (id int PRIMARY KEY, v text); GRANT ALL ON t TO PUBLIC;
+      CREATE PROCEDURE put(n int) LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO t VALUES (n, 'x'); COMMIT; INSERT INTO t VALUES (n + 1, 'x'); END $$";
+    for mode in SYNCHRONOUS {
+        let proxy = start(&format!("m_later_{mode}"), schema, |s| {
+            s.mirror = format!("mirror = {mode:?}");
+            s.routing = "on_unknown = \"source\"".to_owned();
+        });
+        let mut client = proxy.client("postgres");
+        for (texts, last) in steps {
+            let answers: Vec<_> = texts.iter().map(|sql| said(&mut client, sql)).collect();
+            let answer = answers.last().expect("one at least");
+            assert!(!answers.concat().contains("E("), "{mode}: {texts:?}: {answers:?}");
+            assert!(last.is_empty() || answer == last, "{mode}: {texts:?}: {answer}");
+        }
+        check_equal(&proxy);
+        assert_eq!(client.run("SELECT count(*) FROM t").as_deref(), Some("111"), "{mode}");
+    }
+}
+
 /// Nobody switches capture off by its settings.
 #[test]
 fn settings_of_capture_are_not_the_clients() {

@@ -1,7 +1,17 @@
 //! The same inside `crossfade serve`, without any client.
 
 use super::{Bench, SCHEMA, TABLES};
-use crate::support::{needs_proxy, proxy::Settings, wait_for};
+use crate::support::{
+    needs_proxy,
+    proxy::{Proxy, Settings},
+    wait_for,
+};
+
+/// The configuration with its first repository mirrored.
+fn mirrored(proxy: &Proxy, mode: &str) -> String {
+    let writes = "writes = { source = 100, target = 0 }\n";
+    proxy.text().replacen(writes, &format!("{writes}mirror = {mode:?}\n"), 1)
+}
 
 #[test]
 fn writes_beside_the_proxy_arrive() {
@@ -9,7 +19,7 @@ fn writes_beside_the_proxy_arrive() {
     let bench = Bench::new("repair_serve", SCHEMA);
     let proxy = Settings::new("repair_serve").start();
     let hash = proxy.live_hash();
-    proxy.write_text(&proxy.text().replacen("mirror = \"off\"", "mirror = \"async\"", 1));
+    proxy.write_text(&mirrored(&proxy, "async"));
     wait_for("the new configuration", || proxy.live_hash() != hash);
     let mut source = bench.source();
     source.run("INSERT INTO documents VALUES (1, 'a', 1)");
@@ -40,7 +50,7 @@ fn transactions_in_doubt_are_resolved() {
     let mut settings = Settings::new("recover_serve");
     settings.timeouts = "server_connect = \"5s\"".to_owned();
     let proxy = settings.start();
-    proxy.write_text(&proxy.text().replacen("mirror = \"off\"", "mirror = \"atomic\"", 1));
+    proxy.write_text(&mirrored(&proxy, "atomic"));
     let (mut source, gid) = super::recovery::half(&bench, 1, |_| ());
     let mut console = proxy.console("bob").expect("may look");
     wait_for("the doubt", || {
