@@ -24,10 +24,18 @@ use crate::{
 
 /// A unit that was refused because another side leads.
 pub(in crate::proxy) struct Late {
-    pub(in crate::proxy) duty: Duty,
-    pub(in crate::proxy) unit: Unit,
+    duty: Duty,
+    unit: Unit,
     /// As the client sent it.
-    pub(in crate::proxy) bytes: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+impl Late {
+    /// `bytes`: the unit, unless it is an open batch, which was not sent.
+    pub(in crate::proxy) fn new(duty: Duty, unit: Unit, bytes: Option<Vec<u8>>) -> Self {
+        let open = matches!(unit, Unit::Extended { complete: false, .. });
+        Self { duty, unit, bytes: bytes.filter(|_| !open).unwrap_or_default() }
+    }
 }
 
 impl Client {

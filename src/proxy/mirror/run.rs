@@ -39,17 +39,27 @@ impl Client {
         self.before_unit(duty, unit, server, flight);
         // What it names is prepared first, in an exchange of its own.
         let named = survey.query.as_ref().is_some_and(|q| q.plan.statements.iter().any(names_statement));
-        if named {
+        let complete = !matches!(unit, Unit::Extended { complete: false, .. });
+        if named || !complete {
             self.settle_before(server, flight).await.map_err(|e| lost(e.to_string()))?;
         }
+        // Of an open batch nothing is sent before it is known who leads: what follows could not be sent again.
+        if !complete && self.take_back(duty, server, flight).await.map_err(|e| lost(e.to_string()))? {
+            flight.mirrored.late = true;
+            return Ok(());
+        }
+        if let Some(error) = flight.mirrored.refused.take_if(|_| !complete) {
+            // Its Sync may be long in coming.
+            flight.answered = true;
+            self.conn.output.extend_from_slice(&error);
+        }
         self.send(unit, length, survey, server, flight).await?;
-        let complete = !matches!(unit, Unit::Extended { complete: false, .. });
         let copies = survey.executed.iter().flat_map(|e| &e.plan.statements).any(|s| s.kind == Kind::CopyIn);
         if complete && !copies {
             self.behind_unit(duty, server, flight);
         }
         self.exchange(server, flight).await.map_err(SendError::Broken)?;
-        if self.take_back(duty, server, flight).await.map_err(|e| lost(e.to_string()))? {
+        if complete && self.take_back(duty, server, flight).await.map_err(|e| lost(e.to_string()))? {
             flight.mirrored.late = true;
             return Ok(());
         }
@@ -59,7 +69,8 @@ impl Client {
         match duty {
             Duty::Wrap(repositories) => self.unwrap(server, flight, repositories).await.map_err(lost),
             Duty::Arm(_) => {
-                if let Some(error) = flight.mirrored.refused.take() {
+                if flight.mirrored.mute {
+                    let error = flight.mirrored.refused.take().unwrap_or_default();
                     self.conn.output.extend_from_slice(&error);
                     frame::put_ready(&mut self.conn.output, self.txn.status.byte());
                 }
