@@ -59,7 +59,7 @@ impl Client {
     /// Writes the question for the write set right behind the unit.
     pub(in crate::proxy) fn behind_unit(&mut self, duty: Duty, server: &mut Server, flight: &mut Flight) {
         let Duty::Wrap(_) = duty else { return };
-        flight.mirrored.after = Some(self.ask_write_set(server));
+        flight.mirrored.after = Some(Box::new(self.ask_write_set(server)));
     }
 
     /// Writes the question for the write set.
