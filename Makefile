@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup build demo test lint bench drivers chaos fuzz
 
 help:    ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:   ## install Postgres, libclang and the like where they are missing (root or sudo)
 	tools/setup
@@ -23,7 +23,8 @@ test:    ## unit and integration tests on real servers, then real drivers in sho
 	cargo build --locked --bin crossfade
 	# One at a time: the suites measure what other tests on two cores would disturb.
 	RUST_TEST_THREADS=1 cargo test --locked
-	tests/drivers/run --seconds 2
+	tests/drivers/run --seconds 2 --mode session
+	tests/drivers/run --seconds 2 --mode transaction --mirror atomic
 
 lint:    ## formatting and clippy; warnings are errors
 	tools/setup
@@ -34,10 +35,15 @@ bench:   ## direct, pgbouncer and crossfade side by side (BENCH="--quick")
 	tools/setup bench
 	tools/bench $(BENCH)
 
+bench-mirror: ## what dual writes cost, beside pgpool's native replication (BENCH="--rounds 1")
+	tools/setup bench
+	tools/bench_mirror $(BENCH)
+
 drivers: ## real client libraries through the proxy, the long form
 	tools/setup drivers
 	cargo build --locked --bin crossfade
 	tests/drivers/run --seconds 20
+	tests/drivers/run --seconds 10 --mirror journaled
 
 chaos:   ## clients write while proxies, servers and connections die: CHAOS_SECONDS (120) a mode, CHAOS_MODE (all)
 	tools/setup

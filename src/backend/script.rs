@@ -59,26 +59,8 @@ impl Script {
             // One that failed may have left its portal open: what follows an error is skipped.
             close(out);
         }
-        frame::put(out, b'B', |b| {
-            b.put_slice(portal);
-            b.put_slice(own.name.as_bytes());
-            b.put_slice(&[0, 0, 0]);
-            b.put_u16(u16::try_from(parameters.len()).expect("a table has at most 1,600 columns"));
-            for parameter in parameters {
-                match parameter {
-                    None => b.put_i32(-1),
-                    Some(text) => {
-                        b.put_i32(i32::try_from(text.len()).expect("below the 1 GiB of a message"));
-                        b.put_slice(text);
-                    }
-                }
-            }
-            b.put_u16(0);
-        });
-        frame::put(out, b'E', |b| {
-            b.put_slice(portal);
-            b.put_i32(0);
-        });
+        put_bind(out, portal, own.name, parameters);
+        put_execute(out, portal);
         if self.beside {
             close(out);
         }
@@ -203,7 +185,36 @@ pub fn values(row: &Bytes) -> Option<Vec<Option<Bytes>>> {
     Some(values)
 }
 
-fn close(out: &mut BytesMut) {
+/// Appends a Bind; `portal` with the zero at its end.
+pub fn put_bind(out: &mut BytesMut, portal: &[u8], name: &str, parameters: &[Option<&[u8]>]) {
+    frame::put(out, b'B', |b| {
+        b.put_slice(portal);
+        b.put_slice(name.as_bytes());
+        b.put_slice(&[0, 0, 0]);
+        b.put_u16(u16::try_from(parameters.len()).expect("a table has at most 1,600 columns"));
+        for parameter in parameters {
+            match parameter {
+                None => b.put_i32(-1),
+                Some(text) => {
+                    b.put_i32(i32::try_from(text.len()).expect("below the 1 GiB of a message"));
+                    b.put_slice(text);
+                }
+            }
+        }
+        b.put_u16(0);
+    });
+}
+
+/// Appends an Execute of all rows; `portal` with the zero at its end.
+pub fn put_execute(out: &mut BytesMut, portal: &[u8]) {
+    frame::put(out, b'E', |b| {
+        b.put_slice(portal);
+        b.put_i32(0);
+    });
+}
+
+/// Appends a Close of the portal of our own statements.
+pub fn close(out: &mut BytesMut) {
     frame::put(out, b'C', |b| {
         b.put_u8(b'P');
         b.put_slice(PORTAL);
@@ -211,9 +222,9 @@ fn close(out: &mut BytesMut) {
 }
 
 /// The portal of our own statements beside a client's: with the zero at its end.
-const PORTAL: &[u8] = b"crossfade\0";
+pub const PORTAL: &[u8] = b"crossfade\0";
 /// Stands for every statement of ours in [`crate::session::prepared::Known`]; a client's never has it.
-const NUMBER: u64 = u64::MAX - 1;
+pub const NUMBER: u64 = u64::MAX - 1;
 
 #[cfg(test)]
 mod tests {

@@ -75,6 +75,9 @@ BEGIN
   IF side <> '@side' THEN
     RAISE EXCEPTION USING ERRCODE = 'CF001', MESSAGE = 'crossfade: this server is the @side, not the ' || side;
   END IF;
+  IF current_setting('transaction_read_only') = 'on' THEN
+    RETURN; -- nothing will be written, and the client hears why in the server's own words
+  END IF;
   FOREACH one IN ARRAY repositories LOOP
     PERFORM pg_advisory_xact_lock_shared(@class, one);
     IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN

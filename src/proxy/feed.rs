@@ -6,6 +6,7 @@ use super::{
     client::{Client, End, lost_sync},
     extended::Survey,
     flight::Flight,
+    mirror::no_further,
 };
 use crate::{
     Side,
@@ -63,20 +64,10 @@ impl Client {
                 _ if copying => {}
                 Frontend::Sync => self.pipeline.sent(Expect::Sync),
                 _ if self.pipeline.skips() => {} // and so does the server
-                Frontend::Query
-                | Frontend::FunctionCall
-                | Frontend::Bind
-                | Frontend::Execute
-                | Frontend::Parse
+                Frontend::Query | Frontend::FunctionCall
                     if self.txn.captured != 0 || flight.mirrored.wrapped =>
                 {
-                    // What comes now could end the transaction before its rows are shipped.
-                    return Err(ClientError::fatal(
-                        "0A000",
-                        "a batch that writes mirrored tables cannot go on here",
-                    )
-                    .hint("Send a Sync after COPY before other messages.")
-                    .into());
+                    return Err(no_further().into());
                 }
                 Frontend::Query => self.query_in_batch(length, server, flight)?,
                 Frontend::FunctionCall => self.pipeline.sent(Expect::Function),
@@ -98,6 +89,9 @@ impl Client {
     fn continue_batch(&mut self, length: usize, server: &mut Server, flight: &mut Flight) -> Result<(), End> {
         let mut survey = self.survey(length, flight.unsure)?;
         self.note_later(&survey, server.side, flight)?;
+        if let Err(error) = self.inject(&survey, server, flight) {
+            return Err(ClientError { fatal: true, ..error }.into());
+        }
         self.translate(length, &mut survey, server, flight)
     }
 

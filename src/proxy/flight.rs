@@ -62,9 +62,11 @@ pub(super) struct Mirrored {
     /// Their answer was an error: whatever the server says to the unit is not for the client.
     pub(super) mute: bool,
     /// More of our own stands behind the unit: what comes after it is left in the server's input.
-    pub(super) after: Option<Script>,
+    pub(super) after: Option<Box<Script>>,
     /// The block around the unit is ours: the client is outside of one.
     pub(super) wrapped: bool,
+    /// Repositories for which capture was switched on in the middle of a batch, in a block of ours.
+    pub(super) repositories: u64,
     /// What must not reach the client yet.
     pub(super) hold: Hold,
     /// What was held back.

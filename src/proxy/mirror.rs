@@ -18,7 +18,7 @@ mod upkeep;
 
 pub(super) use background::{learn, ready};
 pub(super) use commit::Stopped;
-pub(super) use duty::Duty;
+pub(super) use duty::{Duty, no_further};
 pub(super) use follower::prepare;
 pub(super) use journal::{Mirrored, collect, in_doubt_rows, journal_rows, start};
 pub(super) use state::State;

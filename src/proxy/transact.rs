@@ -169,7 +169,7 @@ impl Client {
         Ok((choice, moves))
     }
 
-    fn footprint(&self, survey: &Survey) -> Option<Rc<Footprint>> {
+    pub(super) fn footprint(&self, survey: &Survey) -> Option<Rc<Footprint>> {
         let (policy, catalog) = (&self.current.config.policy, &self.current.catalog);
         let entries = if survey.executed.is_empty() { &survey.named } else { &survey.executed };
         let (first, rest) = entries.split_first()?;
@@ -268,6 +268,12 @@ impl Client {
                 Box::pin(self.run_mirrored(work, &mut survey, &mut server, &mut flight)).await
             };
             let broken = match broken {
+                // Capture was switched on in the middle of the batch.
+                Ok(()) if flight.mirrored.wrapped && !matches!(duty, Duty::Wrap(_)) => {
+                    let repositories = flight.mirrored.repositories;
+                    let unwrapped = Box::pin(self.unwrap(&mut server, &mut flight, repositories)).await;
+                    unwrapped.err().map(Broken::Server)
+                }
                 Ok(()) => None,
                 Err(SendError::End(end)) => return Err(end),
                 Err(SendError::Broken(broken)) => Some(broken),

@@ -25,7 +25,9 @@ impl Client {
     ) {
         let (Duty::Wrap(repositories) | Duty::Arm(repositories)) = duty else { return };
         let wraps = matches!(duty, Duty::Wrap(_));
-        let mut script = if wraps { Script::default() } else { Script::beside() };
+        // A batch may name a portal that is not there: it must not find ours.
+        let alone = wraps && matches!(unit, Unit::Simple { .. });
+        let mut script = if alone { Script::default() } else { Script::beside() };
         if wraps {
             script.call(server, own::BEGIN, &[]);
             flight.mirrored.wrapped = true;
@@ -57,7 +59,7 @@ impl Client {
     /// Writes the question for the write set right behind the unit.
     pub(in crate::proxy) fn behind_unit(&mut self, duty: Duty, server: &mut Server, flight: &mut Flight) {
         let Duty::Wrap(_) = duty else { return };
-        flight.mirrored.after = Some(self.ask_write_set(server));
+        flight.mirrored.after = Some(Box::new(self.ask_write_set(server)));
     }
 
     /// Writes the question for the write set.

@@ -1,14 +1,24 @@
 //! What a unit needs around it because it writes to mirrored repositories, or ends a transaction that did.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::own;
 
 use crate::{
     Side,
+    backend::{
+        script::{self, Own},
+        server::Server,
+    },
     catalog::RelationKind,
     error::ClientError,
     proxy::{
         client::{Client, Unit},
         extended::Survey,
+        flight::{Flight, Hold},
         mirror::state::Installed,
         settle::only_settings,
     },
@@ -16,8 +26,9 @@ use crate::{
         Footprint, Work,
         policy::{Ddl, Mode, Policy, Repository},
     },
-    session::transaction::Status,
+    session::{pipeline::Expect, transaction::Status},
     statement::{Control, Effect, Isolation, Kind, Statement, Table},
+    wire::frame,
 };
 
 /// What has to be done around a unit.
@@ -69,14 +80,6 @@ impl Client {
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
         Ok(match self.txn.status {
             Status::Failed => Duty::Nothing,
-            // What follows in the batch may end the transaction: its rows are left to the repairer.
-            _ if !complete => {
-                if self.txn.captured == 0 {
-                    Duty::Nothing
-                } else {
-                    Duty::Spill
-                }
-            }
             Status::Idle if mirrored == 0 => Duty::Nothing,
             Status::Idle => {
                 let wraps =
@@ -89,7 +92,7 @@ impl Client {
                     all.next().map(|s| &s.kind),
                     Some(Kind::Transaction(Control::Commit { chain: false }))
                 ) && all.next().is_none();
-                if self.txn.captured != 0 && lone {
+                if self.txn.captured != 0 && lone && complete {
                     Duty::Commit
                 } else if self.txn.captured != 0 && statements().any(ends_the_block) {
                     Duty::Spill
@@ -184,6 +187,83 @@ impl Client {
         let Some(footprint) = footprint.filter(|f| runs && f.is_write()) else { return 0 };
         let all = if footprint.writes_unknown { u64::MAX } else { footprint.writes };
         synchronous(&self.current.config.policy, all)
+    }
+
+    /// A message of an open batch is about to execute something: what must come before it is written to `out`.
+    pub(in crate::proxy) fn inject(
+        &mut self,
+        survey: &Survey,
+        server: &mut Server,
+        flight: &mut Flight,
+    ) -> Result<(), ClientError> {
+        let statements = || survey.executed.iter().flat_map(|e| &e.plan.statements);
+        if survey.executed.is_empty() || self.pipeline.skips() {
+            return Ok(());
+        }
+        if statements().any(ends_the_block) {
+            if flight.mirrored.wrapped {
+                return Err(no_further());
+            }
+            if self.txn.captured != 0 {
+                self.txn.captured = 0;
+                self.txn.armed = 0;
+                self.put_hidden(own::SPILL, &[], server);
+            }
+            return Ok(());
+        }
+        let Some(footprint) = self.footprint(survey) else { return Ok(()) };
+        let policy = Arc::clone(&self.current.config.policy);
+        if footprint.writes != 0 {
+            self.check_mirrored(&policy, &footprint, survey)?;
+        }
+        let mirrored = synchronous(&policy, footprint.writes);
+        if mirrored == 0 || !statements().any(changes) || !self.speaks_utf8() {
+            return Ok(());
+        }
+        let block = self.txn.status == Status::Block;
+        if !block && !flight.mirrored.wrapped {
+            if self.txn.status != Status::Idle || !statements().all(fits_in_a_block) {
+                return Ok(());
+            }
+            self.put_hidden(own::BEGIN, &[], server);
+            flight.mirrored.wrapped = true;
+            flight.mirrored.hold = Hold::Ready;
+        }
+        let armed = if block { self.txn.armed } else { flight.mirrored.repositories };
+        if mirrored & !armed == 0 {
+            return Ok(());
+        }
+        let all = mirrored | armed;
+        if block {
+            self.txn.armed = all;
+            self.txn.captured |= all;
+        } else {
+            flight.mirrored.repositories = all;
+        }
+        let numbers = self.numbers_of(all);
+        let side = server.side.name();
+        self.put_hidden(own::ARM, &[numbers.as_bytes(), side.as_bytes()], server);
+        Ok(())
+    }
+
+    /// Writes a statement of ours into an open batch; its answer is swallowed.
+    fn put_hidden(&mut self, own: Own<'_>, parameters: &[&[u8]], server: &mut Server) {
+        let name = own.name.as_bytes();
+        if server.known.get(name).is_none() {
+            server.known.set(name, Some(script::NUMBER));
+            self.pipeline.sent(Expect::HiddenParse);
+            frame::put_parse(&mut server.conn.output, name, own.sql.as_bytes(), &[0, 0]);
+        }
+        let parameters: Vec<_> = parameters.iter().map(|p| Some(*p)).collect();
+        // The client's portals stay as they are, and none of ours is taken for one.
+        script::close(&mut server.conn.output);
+        server.known.touch(name);
+        self.pipeline.sent(Expect::HiddenClose);
+        script::put_bind(&mut server.conn.output, script::PORTAL, own.name, &parameters);
+        self.pipeline.sent(Expect::HiddenBind);
+        script::put_execute(&mut server.conn.output, script::PORTAL);
+        server.known.touch(name);
+        self.pipeline.sent(Expect::HiddenExecute);
     }
 
     /// Values travel as the text that the lead sends: in another encoding than the follower's connection they are left
@@ -285,3 +365,9 @@ fn ends_the_block(statement: &Statement) -> bool {
 /// How long after an edit of the configuration that is waited for.
 const LEARNED: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(10);
+
+/// What comes now in an open batch would end a block of ours before its rows are shipped.
+pub(in crate::proxy) fn no_further() -> ClientError {
+    ClientError::fatal("0A000", "a batch that writes mirrored tables cannot go on here")
+        .hint("Send a Sync before what ends a transaction, and before a simple Query.")
+}

@@ -8,9 +8,11 @@ pub(super) const BEGIN: Own<'static> = Own { name: "crossfade_begin", sql: "BEGI
 pub(super) const COMMIT: Own<'static> = Own { name: "crossfade_commit", sql: "COMMIT" };
 /// On both.
 pub(super) const ROLLBACK: Own<'static> = Own { name: "crossfade_rollback", sql: "ROLLBACK" };
-/// Fence lock, look at who leads, capture into the transaction: `$1` numbers of repositories, `$2` this side.
-pub(super) const ARM: Own<'static> =
-    Own { name: "crossfade_arm", sql: "SELECT crossfade.arm($1::pg_catalog.int4[], $2)" };
+/// No rows, in the middle of a client's batch too. Fence lock, look at who leads, capture into the transaction: `$1` numbers of repositories, `$2` this side.
+pub(super) const ARM: Own<'static> = Own {
+    name: "crossfade_arm",
+    sql: "SELECT FROM crossfade.arm($1::pg_catalog.int4[], $2) AS a WHERE a IS NULL",
+};
 /// Keys and final rows: `$1` writes them to the journal as well, `$2` is the token. With the first row the log position of
 /// the last checkpoint, read when all is written.
 pub(super) const WRITE_SET: Own<'static> = Own {
@@ -20,7 +22,8 @@ pub(super) const WRITE_SET: Own<'static> = Own {
   FROM crossfade.write_set($1::pg_catalog.bool, $2)",
 };
 /// What was captured goes to the journal.
-pub(super) const SPILL: Own<'static> = Own { name: "crossfade_spill", sql: "SELECT crossfade.spill_armed()" };
+pub(super) const SPILL: Own<'static> =
+    Own { name: "crossfade_spill", sql: "SELECT FROM crossfade.spill_armed() AS a WHERE a IS NULL" };
 /// The row of the journal `$1` is the repairer's: `$2` 0, or seconds by which it looks older.
 pub(super) const LEAVE: Own<'static> = Own {
     name: "crossfade_leave",

@@ -29,7 +29,7 @@ def psql(sql, **more):
 
 def dump_and_restore():
     with tables_of_pgbench():
-        dump = command("pg_dump", "--no-sync", "--format=custom", "--exclude-table=pgbench_*", port=PORT)
+        dump = command("pg_dump", "--no-sync", "--format=custom", "--exclude-table=pgbench_*", "--exclude-schema=crossfade", port=PORT)
     run.operations += 1
     psql(f"CREATE DATABASE {FRESH} TEMPLATE template0 OWNER {USER}", PGUSER="postgres", PGDATABASE="postgres")
     try:

@@ -66,6 +66,13 @@ fn a_lead_that_ends_behind_its_commit() {
             assert_eq!(said(&mut client, "COMMIT"), "C[COMMIT] ZI", "{mode}");
             assert!(!armed.load(Ordering::Relaxed));
         }
+        // Not by the journal: the follower's half was not rolled back.
+        let ended = |how: &str| {
+            let outcome = format!("outcome={how:?}");
+            proxy.metric("mirror_transactions_total", &["lead=\"source\"", &outcome])
+        };
+        wait_for("two transactions", || ended("both") + ended("rolled_back") > 1.5);
+        assert!(ended("both") > 1.5, "{mode}: {} were rolled back on the follower", ended("rolled_back"));
         wait_for("both rows on the follower", || {
             newest().admin(&database).run("SELECT count(*) FROM t").as_deref() == Some("2")
         });
