@@ -1,8 +1,8 @@
 //! The follower's server: what it does with what it was sent, also when nobody waits for it any more.
 
 use crate::{
-    protocol::{Mode, Op, Protocol, Row, State, Txn, WRITERS},
     repairer::Repairer,
+    state::{Mode, Op, Protocol, Row, State, Txn, WRITERS},
 };
 
 /// A transaction that applies a writer's row.
@@ -129,7 +129,7 @@ impl Protocol {
 
 #[test]
 fn a_delete_does_not_wait_for_an_insert() {
-    let rules = crate::protocol::Rules::default();
+    let rules = crate::state::Rules::default();
     let protocol = Protocol { mode: Mode::Atomic, rules, faults: 0, only: None };
     let mut state = stateright::Model::init_states(&protocol).swap_remove(0);
     state.writers[0].apply = Apply::Applied { hit: true };

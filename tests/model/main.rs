@@ -15,10 +15,11 @@
 mod follower;
 mod protocol;
 mod repairer;
+mod state;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use protocol::{Mode, Op, Protocol, Rules, Start};
+use state::{Mode, Op, Protocol, Rules, Start};
 
 /// Looks at every state that can be reached.
 fn explore(protocol: Protocol, until: HasDiscoveries) -> impl Checker<Protocol> {
@@ -50,7 +51,7 @@ fn needs(mode: Mode, broken: Rules, property: &'static str, start: Start) {
     assert!(path.is_some(), "{mode:?} holds {property} with {broken:?}");
 }
 
-fn told(path: &stateright::Path<protocol::State, protocol::Action>) -> String {
+fn told(path: &stateright::Path<state::State, state::Action>) -> String {
     let actions = path.clone().into_actions();
     let first = path.clone().into_states().swap_remove(0);
     let start = format!("row {:?}, writers {:?}", first.lead, first.writers.map(|w| (w.op, w.direct)));

@@ -2,7 +2,7 @@
 
 use crate::{
     follower::write,
-    protocol::{Protocol, Row, State, WRITERS},
+    state::{Protocol, Row, State, WRITERS},
 };
 
 /// Where it is.
