@@ -7,6 +7,7 @@
 
 mod differential;
 mod failures;
+mod hazards;
 mod leftovers;
 mod mirror;
 mod mirror_install;

@@ -15,13 +15,15 @@ use crate::support::{
 
 /// Modes in which the proxy itself ships rows.
 const SYNCHRONOUS: [&str; 2] = ["journaled", "atomic"];
+/// And the one in which only the repairer does.
+pub(crate) const MODES: [&str; 3] = ["journaled", "atomic", "async"];
 
 /// Two fresh databases with `schema` in both, mirrored, and a proxy before them.
-fn start(name: &str, schema: &str, change: impl FnOnce(&mut Settings)) -> Proxy {
+pub(crate) fn start(name: &str, schema: &str, change: impl FnOnce(&mut Settings)) -> Proxy {
     start_between(oldest(), newest(), name, schema, change)
 }
 
-fn start_between(
+pub(crate) fn start_between(
     source: &Cluster,
     target: &Cluster,
     name: &str,
@@ -59,7 +61,7 @@ fn rows(admin: &mut Wire) -> Vec<(String, Vec<String>)> {
 
 /// Waits until the journal is empty, and compares every table.
 #[track_caller]
-fn check_equal(proxy: &Proxy) {
+pub(crate) fn check_equal(proxy: &Proxy) {
     let settings = &proxy.settings;
     let login = |port| {
         Wire::connect(port, &crate::support::wire::Login::new("postgres", "secret", &settings.database))

@@ -157,11 +157,16 @@ impl Cluster {
     pub(crate) fn signal(&self, name: &str) {
         let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("it runs");
         let main = file.lines().next().expect("the process id").to_owned();
+        let tell = |pids: &[&str]| {
+            let status = Command::new("kill").arg(format!("-{name}")).args(pids).status();
+            status.is_ok_and(|s| s.success())
+        };
+        // The postmaster first: when it is stopped nobody is born unstopped.
+        assert!(tell(&[&main]), "kill -{name}");
         let children = Command::new("pgrep").args(["-P", &main]).output().expect("pgrep runs").stdout;
         let children = String::from_utf8(children).expect("numbers");
-        // The postmaster first when it is to stop, last when it is to go on: nobody is born unstopped.
-        let status = Command::new("kill").arg(format!("-{name}")).arg(&main).args(children.lines()).status();
-        assert!(status.is_ok_and(|s| s.success()), "kill -{name}");
+        // One that is gone by now does not keep the others from being told.
+        tell(&children.lines().collect::<Vec<_>>());
     }
 
     /// Where its files are: `run` has the socket, `data` the configuration.
