@@ -17,6 +17,7 @@ use crate::{
 const MIRRORED: u32 = 7;
 const DOWN: u32 = 11;
 const BACK: u32 = 6;
+const MOVED: u32 = 7;
 
 impl Demo {
     /// All of it, with its verdicts.
@@ -39,6 +40,10 @@ impl Demo {
 
         self.lose_the_target().await?;
         self.bring_it_back().await?;
+        let (before, _) = self.troubles();
+        self.move_the_lead(&console, Side::Target).await?;
+        self.move_the_lead(&console, Side::Source).await?;
+        self.judge_errors("while the lead of writes moved there and back", before);
         let wrong = self.troubles().1 - wrong;
         self.verdict(
             wrong == 0,
@@ -125,7 +130,7 @@ impl Demo {
         let journaled = Metrics::scrape(&self.arguments.http).await?.mirrored(Side::Source)[1];
         self.show("target down", DOWN, Side::Source).await?;
         let metrics = Metrics::scrape(&self.arguments.http).await?;
-        let [_, behind, _] = metrics.journal();
+        let [_, behind, _] = metrics.journal(Side::Source);
         let transactions = self.shared.tally().transactions - transactions;
         let journaled = metrics.mirrored(Side::Source)[1] - journaled;
         self.verdict(
@@ -163,10 +168,36 @@ impl Demo {
         Ok(())
     }
 
+    /// Writes are led by the other side from now on, under load.
+    async fn move_the_lead(&mut self, console: &Client, to: Side) -> Result<()> {
+        let value = match to {
+            Side::Source => "{ source = 100, target = 0 }",
+            Side::Target => "{ source = 0, target = 100 }",
+        };
+        let began = Instant::now();
+        self.edit(console, "writes", value).await?;
+        while !(self.servers[0].is_led_by(to).await? && self.servers[1].is_led_by(to).await?) {
+            if began.elapsed() > Duration::from_secs(15) {
+                return Err(format!("the {to} does not lead 15 s after the edit").into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.view.say(&format!(
+            "both servers say that the {to} leads, {} ms after the edit",
+            began.elapsed().as_millis()
+        ));
+        let before = Metrics::scrape(&self.arguments.http).await?.mirrored(to)[0];
+        self.show(&format!("{to} leads"), MOVED, to).await?;
+        let led = Metrics::scrape(&self.arguments.http).await?.mirrored(to)[0] - before;
+        self.verdict(led > 0.0, format!("the {to} led {led} transactions, and the other side has them"));
+        self.compare(&format!("led by the {to}")).await
+    }
+
     /// Lets the application rest, waits for an empty journal, and compares every row of every table.
     async fn compare(&mut self, when: &str) -> Result<()> {
         self.rest().await?;
-        self.wait_for_metrics("an empty journal", |m| m.journal()[0] == 0.0).await?;
+        self.wait_for_metrics("empty journals", |m| Side::BOTH.iter().all(|&s| m.journal(s)[0] == 0.0))
+            .await?;
         let [source, target] = [self.servers[0].rows().await?, self.servers[1].rows().await?];
         let counts: Vec<_> = source.iter().map(|(name, rows)| format!("{name} {}", rows.len())).collect();
         let differ: Vec<_> =
@@ -211,7 +242,7 @@ impl Demo {
             reads: tally.reads,
             errors: tally.errors + tally.dropped,
             mirrored: metrics.mirrored(lead),
-            journal: metrics.journal(),
+            journal: metrics.journal(lead),
         })
     }
 
@@ -222,13 +253,13 @@ impl Demo {
         let mirrored = [0, 1].map(|n| now.mirrored[n] - before.mirrored[n]);
         let [rows, behind, oldest] = now.journal;
         self.view.say(&format!(
-            "{what:<12}   {rate:>9.0}   {:>6} / {:<6}   {:>11} / {:<9}   {rows:>7}   {behind:>6}   {oldest:>8.1}   {:>6}",
+            "{what:<13}  {rate:>9.0}   {:>6} / {:<6}   {:>11} / {:<9}   {rows:>7}   {behind:>6}   {oldest:>8.1}   {:>6}",
             reads[0], reads[1], mirrored[0], mirrored[1], now.errors
         ));
     }
 }
 
-const HEADER: &str = "               transact./s   reads src / tgt   writes to both / journal   journal   behind   oldest s   errors";
+const HEADER: &str = "                transact./s   reads src / tgt   writes to both / journal   journal   behind   oldest s   errors";
 
 /// What can be seen at one moment.
 struct Look {

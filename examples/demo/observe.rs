@@ -44,6 +44,12 @@ impl Server {
         Ok([0, 1, 2, 3].map(|column| row.get::<_, i64>(column).unsigned_abs()))
     }
 
+    /// Do all repositories say here that `side` leads their writes?
+    pub(crate) async fn is_led_by(&self, side: Side) -> Result<bool> {
+        let sql = "SELECT bool_and(lead = $1) FROM crossfade.repositories";
+        Ok(self.0.query_one(sql, &[&side.name()]).await?.get(0))
+    }
+
     /// Every row of every table of the application, by table; sorted.
     pub(crate) async fn rows(&self) -> Result<Vec<(String, Vec<String>)>> {
         let tables = "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' ORDER BY 1";
@@ -111,11 +117,12 @@ impl Metrics {
         self.find("crossfade_route_weight", &labels).next().map(|share| share * 100.0)
     }
 
-    /// The source's journal: rows, rows of them that the target lacks, age of the oldest in seconds.
-    pub(crate) fn journal(&self) -> [f64; 3] {
+    /// The journal of a lead: rows, rows of them that the follower lacks, age of the oldest in seconds.
+    pub(crate) fn journal(&self, lead: Side) -> [f64; 3] {
         let names =
             ["crossfade_journal_rows", "crossfade_journal_dirty_rows", "crossfade_journal_oldest_seconds"];
-        names.map(|name| self.find(name, &[r#"backend="source""#]).next().unwrap_or(0.0))
+        let backend = format!("backend=\"{lead}\"");
+        names.map(|name| self.find(name, &[&backend]).next().unwrap_or(0.0))
     }
 
     /// Transactions of this lead that both sides have, and that were left to the journal.
