@@ -21,8 +21,7 @@ demo:    ## two databases, an application: reads shifted, writes mirrored, the t
 test:    ## unit and integration tests on real servers, then real drivers in short form
 	tools/setup drivers
 	cargo build --locked --bin crossfade
-	# One at a time: the suites measure what other tests on two cores would disturb.
-	RUST_TEST_THREADS=1 cargo test --locked
+	cargo test --locked
 	tests/drivers/run --seconds 2 --mode session
 	tests/drivers/run --seconds 2 --mode transaction --mirror atomic
 

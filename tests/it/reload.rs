@@ -204,7 +204,7 @@ fn bad_files(good: &str) -> Vec<(&'static str, String)> {
             ),
         ),
         ("a table in two repositories", good.replace("\"public.users\"", "\"public.documents\"")),
-        ("an unknown mirror", good.replacen("mirror = \"off\"", "mirror = \"sideways\"", 1)),
+        ("an unknown mirror", good.replacen("\ntables = ", "\nmirror = \"sideways\"\ntables = ", 1)),
         ("a port beyond", good.replacen("\nport = ", "\nport = 9", 1)),
         (
             "half a file",
