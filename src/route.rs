@@ -285,7 +285,7 @@ impl Router<'_> {
     }
 
     fn lead(&self, index: usize) -> Side {
-        if index == 0 { Side::Source } else { self.policy.repositories[index].writes.draw(self.ticket) }
+        self.policy.lead(index, self.ticket)
     }
 
     fn readable(&self, index: usize, side: Side) -> bool {
@@ -299,8 +299,7 @@ impl Router<'_> {
     }
 
     fn all(&self, repositories: Repositories, rule: impl Fn(usize) -> bool) -> bool {
-        let members = (0..self.policy.repositories.len()).filter(|index| repositories >> index & 1 == 1);
-        members.into_iter().all(rule)
+        self.policy.of(repositories).all(|(index, _)| rule(index))
     }
 
     /// Names the repositories by the only side that suits each.

@@ -84,8 +84,7 @@ fn statements(sql: &str, context: &Context<'_>) -> Vec<(usize, String, Statement
 
 fn row(line: usize, text: &str, statement: &Statement, policy: &Policy, catalog: &Catalog) -> Row {
     let footprint = Footprint::new(std::slice::from_ref(statement), policy, catalog);
-    let concerned = |(index, _): &(usize, _)| (footprint.reads | footprint.writes) >> index & 1 == 1;
-    let repositories = policy.repositories.iter().enumerate();
+    let repositories = policy.of(footprint.reads | footprint.writes);
     let (goes_to, why) = outcomes(&footprint, policy);
     Row {
         line,
@@ -94,7 +93,7 @@ fn row(line: usize, text: &str, statement: &Statement, policy: &Policy, catalog:
         reads: names(&statement.reads),
         writes: names(&statement.writes),
         functions: names(&statement.functions),
-        repositories: repositories.filter(concerned).map(|(_, r)| r.name.clone()).collect(),
+        repositories: repositories.map(|(_, r)| r.name.clone()).collect(),
         goes_to,
         why,
     }

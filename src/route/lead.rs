@@ -33,12 +33,7 @@ impl Footprint {
 
 /// The side that leads all that a footprint reads: the one that can always answer it.
 pub fn lead(footprint: &Footprint, policy: &Policy, ticket: u16) -> Option<Side> {
-    let mut sides = policy
-        .repositories
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| footprint.reads >> i & 1 == 1)
-        .map(|(i, repository)| if i == 0 { Side::Source } else { repository.writes.draw(ticket) });
+    let mut sides = policy.of(footprint.reads).map(|(index, _)| policy.lead(index, ticket));
     let first = sides.next()?;
     sides.all(|side| side == first).then_some(first)
 }

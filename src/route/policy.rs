@@ -22,6 +22,28 @@ pub struct Policy {
     pub sticky: Duration,
 }
 
+impl Policy {
+    /// The repositories of a set (bit `i` is `repositories[i]`), with their indices.
+    pub fn of(&self, set: u64) -> impl Iterator<Item = (usize, &Repository)> {
+        self.repositories.iter().enumerate().filter(move |(index, _)| set >> index & 1 == 1)
+    }
+
+    /// The side that leads the writes of a repository in a transaction with this ticket; `default` is the source's.
+    pub fn lead(&self, index: usize, ticket: u16) -> Side {
+        if index == 0 { Side::Source } else { self.repositories[index].writes.draw(ticket) }
+    }
+
+    /// Those of a set whose mode is one of these.
+    pub fn in_mode(&self, set: u64, wanted: impl Fn(Mode) -> bool) -> u64 {
+        self.of(set).filter(|(_, r)| wanted(r.mirror.mode)).fold(0, |all, (index, _)| all | 1 << index)
+    }
+
+    /// Is any repository mirrored?
+    pub fn mirrors(&self) -> bool {
+        self.repositories.iter().any(|r| r.mirror.mode.is_mirrored())
+    }
+}
+
 /// A named group of tables: the unit that is migrated.
 #[derive(Clone, Debug)]
 pub struct Repository {
@@ -75,6 +97,11 @@ impl Mode {
             Mode::Journaled => "journaled",
             Mode::Atomic => "atomic",
         }
+    }
+
+    /// Does the follower get anything?
+    pub fn is_mirrored(self) -> bool {
+        self != Mode::Off
     }
 
     /// Does the proxy itself ship the rows, inside the client's COMMIT?

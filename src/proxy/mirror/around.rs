@@ -85,8 +85,8 @@ impl Client {
     /// when none wants more. Values travel as the text that the lead sends: in another encoding than the follower's
     /// connection they are left to the repairer.
     pub(super) fn mode_of(&self, repositories: u64) -> Mode {
-        let all = self.current.config.policy.repositories.iter().enumerate();
-        let named = || all.clone().filter(|(i, _)| repositories & (1 << i) != 0).map(|(_, r)| r.mirror.mode);
+        let policy = &self.current.config.policy;
+        let named = || policy.of(repositories).map(|(_, r)| r.mirror.mode);
         if !self.speaks_utf8() || named().all(|mode| mode == Mode::Async) {
             Mode::Async
         } else if named().all(|mode| mode == Mode::Atomic) {
@@ -99,8 +99,7 @@ impl Client {
     /// Their numbers in the control schema, as an array literal.
     pub(super) fn numbers_of(&self, repositories: u64) -> String {
         let installed = self.shard.global.mirror.installed.load();
-        let policy = &self.current.config.policy;
-        let named = policy.repositories.iter().enumerate().filter(|(i, _)| repositories & (1 << i) != 0);
+        let named = self.current.config.policy.of(repositories);
         let numbers: Vec<_> =
             named.filter_map(|(_, r)| installed.repositories.get(&r.name)).map(ToString::to_string).collect();
         format!("{{{}}}", numbers.join(","))

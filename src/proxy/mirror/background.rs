@@ -7,11 +7,10 @@ use tokio::task::JoinHandle;
 use super::{keeper, upkeep};
 use crate::{
     Side,
-    backend::control::Manager,
+    backend::control::{self, Manager},
     config::Config,
     mirror::{recovery::Identity, session::Session},
     proxy::{global::Global, health::Controls},
-    route::policy::Mode,
 };
 
 /// Starts what only the clients' way needs; the tasks end when they are aborted.
@@ -31,7 +30,7 @@ pub(in crate::proxy) async fn ready(global: &Global) {
     };
     let unknown = || !Side::BOTH.into_iter().all(known) || state.installed.load().repositories.is_empty();
     let all = async {
-        while mirrors(&global.live.get()) && unknown() {
+        while global.live.get().policy.mirrors() && unknown() {
             state.refresh(&global.mirrored.tables);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -54,10 +53,11 @@ impl Basis {
     async fn of(global: &Global) -> Self {
         loop {
             let config = global.live.get();
-            if mirrors(&config)
-                && let Some(managers) = managers(&config)
-            {
-                return Self { config, managers };
+            if config.policy.mirrors() {
+                match managers(&config) {
+                    Ok(managers) => return Self { config, managers },
+                    Err(error) => tracing::error!(%error, "no connections for mirroring"),
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -68,17 +68,10 @@ impl Basis {
     }
 }
 
-fn mirrors(config: &Config) -> bool {
-    config.policy.repositories.iter().any(|r| r.mirror.mode != Mode::Off)
-}
-
-fn managers(config: &Config) -> Option<[Manager; 2]> {
-    let made = Side::BOTH.map(|side| {
-        let made = Manager::new(&config.backends[side.index()], config.timeouts.server_connect);
-        made.inspect_err(|error| tracing::error!(%side, %error, "no connections for mirroring")).ok()
-    });
-    let [Some(source), Some(target)] = made else { return None };
-    Some([source, target])
+/// Where connections for mirroring come from, by [`Side::index`].
+pub(super) fn managers(config: &Config) -> Result<[Manager; 2], control::Error> {
+    let manager = |side: Side| Manager::new(&config.backends[side.index()], config.timeouts.server_connect);
+    Ok([manager(Side::Source)?, manager(Side::Target)?])
 }
 
 /// Who the server is, and the token for its write sets.

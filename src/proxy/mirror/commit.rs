@@ -74,7 +74,8 @@ impl Client {
         if let Some(error) = reply.error {
             return Err(Stopped::Server(without_context(&error)));
         }
-        if self.mode_of(repositories) == Mode::Async {
+        let mode = self.mode_of(repositories);
+        if mode == Mode::Async {
             return Ok(self.journaled(lead.side, repositories));
         }
         let set =
@@ -85,7 +86,6 @@ impl Client {
         if set.overflow {
             return Ok(self.journaled(lead.side, repositories));
         }
-        let mode = self.mode_of(repositories);
         let xid = set.xid.clone().unwrap_or_default();
         let epoch = set.epoch.unwrap_or_default();
         let gid = (mode == Mode::Atomic).then(|| self.gid(lead.side, &xid, epoch)).transpose();
@@ -108,7 +108,7 @@ impl Client {
             Err(failure) => failure,
         };
         self.shard.count_follower_failure(lead.side.other(), failure.name());
-        if self.on_failure(repositories) == OnFailure::Fail {
+        if self.fails_with_follower(repositories) {
             return Err(Stopped::Error(refusal(&failure)));
         }
         if !matches!(failure, Failure::Avoided(_)) {
@@ -308,29 +308,20 @@ impl Client {
     }
 
     fn waits_for_both(&self, repositories: u64) -> bool {
-        let policy = &self.current.config.policy;
-        policy.repositories.iter().enumerate().filter(|(i, _)| repositories & (1 << i) != 0).any(|(_, r)| {
-            match r.mirror.ack {
-                Ack::Both => true,
-                Ack::Lead => false,
-                Ack::Auto => {
-                    r.reads.allows(Side::Source) != r.writes.allows(Side::Source)
-                        || r.reads.allows(Side::Target) != r.writes.allows(Side::Target)
-                        || r.writes.allows(Side::Source) && r.writes.allows(Side::Target)
-                }
+        self.current.config.policy.of(repositories).any(|(_, r)| match r.mirror.ack {
+            Ack::Both => true,
+            Ack::Lead => false,
+            Ack::Auto => {
+                r.reads.allows(Side::Source) != r.writes.allows(Side::Source)
+                    || r.reads.allows(Side::Target) != r.writes.allows(Side::Target)
+                    || r.writes.allows(Side::Source) && r.writes.allows(Side::Target)
             }
         })
     }
 
-    fn on_failure(&self, repositories: u64) -> OnFailure {
-        let policy = &self.current.config.policy;
-        let mut concerned =
-            policy.repositories.iter().enumerate().filter(|(i, _)| repositories & (1 << i) != 0);
-        if concerned.any(|(_, r)| r.mirror.on_failure == OnFailure::Fail) {
-            OnFailure::Fail
-        } else {
-            OnFailure::Journal
-        }
+    /// Must the transaction fail when the follower cannot take it?
+    fn fails_with_follower(&self, repositories: u64) -> bool {
+        self.current.config.policy.of(repositories).any(|(_, r)| r.mirror.on_failure == OnFailure::Fail)
     }
 
     fn gid(&self, lead: Side, xid: &str, epoch: u64) -> Result<String, Failure> {

@@ -72,7 +72,7 @@ impl Client {
         if footprint.writes != 0 {
             self.check_mirrored(policy, footprint, survey)?;
         }
-        let mirrored = if footprint.writes == 0 { 0 } else { mirrored(policy, footprint.writes) };
+        let mirrored = policy.in_mode(footprint.writes, Mode::is_mirrored);
         if mirrored == 0 && self.txn.captured == 0 {
             return Ok(Duty::Nothing);
         }
@@ -137,11 +137,9 @@ impl Client {
         let policy = &self.current.config.policy;
         let status = &self.shard.global.mirrored.status;
         let mut stale = 0;
-        for (index, r) in policy.repositories.iter().enumerate() {
+        for (index, r) in policy.of(footprint.reads) {
             let lead = r.writes.draw(0);
-            let follows = footprint.reads >> index & 1 == 1
-                && r.mirror.mode != Mode::Off
-                && r.reads.allows(lead.other());
+            let follows = r.mirror.mode.is_mirrored() && r.reads.allows(lead.other());
             if follows && (r.mirror.mode == Mode::Async || !status.is_clean(&r.name, lead, Instant::now())) {
                 stale |= 1 << index;
             }
@@ -151,8 +149,7 @@ impl Client {
 
     /// Rows of these repositories are left to the journal: the follower is not current until they are shipped.
     pub(in crate::proxy) fn soil(&self, lead: Side, repositories: u64) {
-        let policy = &self.current.config.policy;
-        for (_, r) in policy.repositories.iter().enumerate().filter(|(i, _)| repositories >> i & 1 == 1) {
+        for (_, r) in self.current.config.policy.of(repositories) {
             self.shard.global.mirrored.status.soil(&r.name, lead, Instant::now());
         }
     }
@@ -165,9 +162,8 @@ impl Client {
         let policy = &self.current.config.policy;
         let unknown = || {
             let installed = state.installed.load();
-            let written =
-                policy.repositories.iter().enumerate().filter(|(i, _)| footprint.writes >> i & 1 == 1);
-            let mut mirrored = written.filter(|(_, r)| r.mirror.mode != Mode::Off).peekable();
+            let written = policy.of(footprint.writes);
+            let mut mirrored = written.filter(|(_, r)| r.mirror.mode.is_mirrored()).peekable();
             mirrored.peek().is_some()
                 && (Side::BOTH.into_iter().any(|s| state.tokens[s.index()].load().is_none())
                     || mirrored.any(|(_, r)| !installed.repositories.contains_key(&r.name)))
@@ -184,7 +180,7 @@ impl Client {
         let runs = !survey.executed.is_empty() && self.txn.armed == 0;
         let Some(footprint) = footprint.filter(|f| runs && f.is_write()) else { return 0 };
         let all = if footprint.writes_unknown { u64::MAX } else { footprint.writes };
-        synchronous(&self.current.config.policy, all)
+        self.current.config.policy.in_mode(all, Mode::is_synchronous)
     }
 
     /// A message of an open batch is about to execute something: what must come before it is written to `out`.
@@ -214,7 +210,7 @@ impl Client {
         if footprint.writes != 0 {
             self.check_mirrored(&policy, &footprint, survey)?;
         }
-        let mirrored = mirrored(&policy, footprint.writes);
+        let mirrored = policy.in_mode(footprint.writes, Mode::is_mirrored);
         if mirrored == 0 || !statements().any(changes) {
             return Ok(());
         }
@@ -276,12 +272,8 @@ impl Client {
         footprint: &Footprint,
         survey: &Survey,
     ) -> Result<(), ClientError> {
-        let written = policy
-            .repositories
-            .iter()
-            .enumerate()
-            .filter(|(i, r)| footprint.writes & (1 << i) != 0 && r.mirror.mode != Mode::Off);
-        for (_, repository) in written {
+        let written = policy.of(footprint.writes).map(|(_, r)| r);
+        for repository in written.filter(|r| r.mirror.mode.is_mirrored()) {
             let name = &repository.name;
             let installed = self.shard.global.mirror.installed.load();
             if !installed.repositories.contains_key(name) {
@@ -312,20 +304,6 @@ impl Client {
         }
         Ok(())
     }
-}
-
-/// Those of `repositories` that are mirrored.
-fn mirrored(policy: &Policy, repositories: u64) -> u64 {
-    let all = policy.repositories.iter().enumerate();
-    all.filter(|(_, r)| r.mirror.mode != Mode::Off).fold(0, |all, (i, _)| all | 1 << i) & repositories
-}
-
-/// Those of `repositories` whose rows the proxy itself ships.
-fn synchronous(policy: &Policy, repositories: u64) -> u64 {
-    let of = |(i, r): (usize, &Repository)| {
-        if r.mirror.mode.is_synchronous() { 1_u64 << i } else { 0 }
-    };
-    policy.repositories.iter().enumerate().map(of).fold(0, |all, bit| all | bit) & repositories
 }
 
 /// May it write rows? A row lock alone leaves nothing to ship.

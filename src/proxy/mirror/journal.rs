@@ -9,11 +9,13 @@ use std::{
 
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
-use super::lead::{self, Leads};
+use super::{
+    background::managers,
+    lead::{self, Leads},
+};
 use crate::{
     Side,
     admin::console_rows::{InDoubtRow, JournalRow},
-    backend::control::Manager,
     config::{Backend, Config, Mirror},
     mirror::{
         recovery::Recoverer,
@@ -25,7 +27,6 @@ use crate::{
     },
     proxy::global::Global,
     report::metrics as names,
-    route::policy::Mode,
 };
 
 /// What is known of mirrored repositories: for the data threads, metrics and people.
@@ -71,7 +72,7 @@ async fn supervise(global: Weak<Global>, mut stopped: watch::Receiver<bool>) {
     loop {
         let Some(strong) = global.upgrade() else { return };
         let config = strong.live.get();
-        let wanted = is_mirrored(&config).then(|| Key::of(&config));
+        let wanted = config.policy.mirrors().then(|| Key::of(&config));
         if running.as_ref().map(|(key, _)| key) != wanted.as_ref() {
             running = None;
             if let Some(key) = wanted {
@@ -107,14 +108,8 @@ impl Key {
     }
 }
 
-fn is_mirrored(config: &Config) -> bool {
-    config.policy.repositories.iter().any(|r| r.mirror.mode != Mode::Off)
-}
-
 fn tasks(global: &Arc<Global>, config: &Config) -> Result<JoinSet<()>, crate::backend::control::Error> {
-    let timeout = config.timeouts.server_connect;
-    let manager = |side: Side| Manager::new(&config.backends[side.index()], timeout);
-    let managers = [manager(Side::Source)?, manager(Side::Target)?];
+    let managers = managers(config)?;
     let Mirror { journal_grace: grace, lock_timeout, apply_timeout: patience, .. } = config.mirror;
     let settings = Settings { grace, lock_timeout, patience };
     let (mirrored, global) = (&global.mirrored, Arc::downgrade(global));

@@ -147,10 +147,8 @@ impl Client {
         let Duty::Arm(written) = late.duty else { return Ok(None) };
         let (old, policy) = (&self.current.config.policy, &new.config.policy);
         let names = |policy: &Policy| policy.repositories.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
-        let lead = |index: usize| {
-            if index == 0 { Side::Source } else { policy.repositories[index].writes.draw(self.txn.ticket) }
-        };
-        let of = |set: u64| (0..policy.repositories.len()).filter(move |i| set >> i & 1 == 1);
+        let lead = |index| policy.lead(index, self.txn.ticket);
+        let of = |set| policy.of(set).map(|(index, _)| index);
         let to = of(written).map(lead).next().unwrap_or(from);
         // What was read must not be read again from a side that is behind.
         let current =

@@ -10,7 +10,6 @@ use crate::{
         preflight::Severity,
     },
     proxy::global::Global,
-    route::policy::Mode,
 };
 
 /// Looks until it is aborted.
@@ -28,7 +27,7 @@ pub(in crate::proxy) async fn keep(global: Arc<Global>) {
 /// One look, and what it asks for. `false`: a side could not be asked.
 pub(in crate::proxy) async fn once(global: &Global) -> bool {
     let config = global.live.get();
-    if config.policy.repositories.iter().all(|r| r.mirror.mode == Mode::Off) {
+    if !config.policy.mirrors() {
         return true;
     }
     match look(&config).await {
