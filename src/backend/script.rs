@@ -82,6 +82,19 @@ impl Script {
         frame::put(&mut server.conn.output, b'S', |_| {});
     }
 
+    /// Reads the answer to it; its Sync has been written.
+    pub async fn reply(self, server: &mut Server, buffers: &Buffers) -> io::Result<Reply> {
+        let reply = server.reply(buffers).await?;
+        self.answered(server, &reply);
+        Ok(reply)
+    }
+
+    /// Ends it and reads its answer.
+    pub async fn run(self, server: &mut Server, buffers: &Buffers) -> io::Result<Reply> {
+        Self::sync(server);
+        self.reply(server, buffers).await
+    }
+
     /// The answer is in: what was not prepared after all is not known.
     pub fn answered(self, server: &mut Server, reply: &Reply) {
         if reply.error.is_some() {

@@ -320,18 +320,21 @@ mod tests {
         }
     }
 
-    #[test]
-    fn code_that_is_not_named() {
-        let mut raw = side(20_000);
-        raw.relations.extend([relation(1, "parent", b'p'), relation(2, "referred", b'r')]);
-        raw.relations.push(RawRelation { parent: 1, ..relation(3, "partition", b'r') });
-        let function = |oid, volatile| crate::catalog::load::RawFunction {
+    fn function(oid: u32, volatile: bool) -> crate::catalog::load::RawFunction {
+        crate::catalog::load::RawFunction {
             oid,
             schema: 1,
             name: format!("f{oid}"),
             volatile,
             reads_tables: true,
-        };
+        }
+    }
+
+    #[test]
+    fn code_that_is_not_named() {
+        let mut raw = side(20_000);
+        raw.relations.extend([relation(1, "parent", b'p'), relation(2, "referred", b'r')]);
+        raw.relations.push(RawRelation { parent: 1, ..relation(3, "partition", b'r') });
         raw.functions = vec![function(90, true), function(91, false)];
         raw.code = vec![(3, true, 90), (20_010, false, 90), (20_011, true, 91)];
         raw.cascades = vec![(2, 1)];
@@ -394,13 +397,6 @@ mod tests {
             relation(3, "stored", b'm'),
             relation(4, "over_stored", b'v'),
         ]);
-        let function = |oid, volatile| crate::catalog::load::RawFunction {
-            oid,
-            schema: 1,
-            name: format!("f{oid}"),
-            volatile,
-            reads_tables: true,
-        };
         raw.functions = vec![function(90, true), function(91, false)];
         raw.rules = vec![
             (1, false, 20_010),

@@ -9,6 +9,8 @@ use std::{
     fmt::Write,
 };
 
+use crate::wire::frame::quote_ident;
+
 /// Class of the fence's advisory locks; the second number is the repository's.
 pub const FENCE: i32 = super::schema::LOCK_CLASS;
 
@@ -41,18 +43,13 @@ pub struct TableMeta {
 impl TableMeta {
     /// `"schema"."name"`
     pub fn quoted(&self) -> String {
-        format!("{}.{}", quote(&self.schema), quote(&self.name))
+        format!("{}.{}", quote_ident(&self.schema), quote_ident(&self.name))
     }
 
     /// Are its rows known by a key, or only whole?
     pub fn has_key(&self) -> bool {
         !self.key_columns.is_empty()
     }
-}
-
-/// A name as an SQL identifier, always quoted.
-pub fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// SQL texts of one table.
@@ -76,7 +73,7 @@ pub struct Statements {
 impl Statements {
     /// The statements of a table.
     pub fn of(table: &TableMeta) -> Self {
-        let columns = list(&table.columns, |c| quote(c));
+        let columns = list(&table.columns, |c| quote_ident(c));
         let values = list(1..=table.columns.len(), |n| format!("${n}"));
         let insert =
             format!("INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE VALUES ({values})", table.quoted());
@@ -108,9 +105,9 @@ impl Statements {
 /// An expression that gives the key of a row as entries write it.
 pub fn key_text(table: &TableMeta) -> String {
     match table.key_columns.as_slice() {
-        [one] => format!("{}::pg_catalog.text", quote(one)),
+        [one] => format!("{}::pg_catalog.text", quote_ident(one)),
         several => {
-            let texts = list(several, |c| format!("{}::pg_catalog.text", quote(c)));
+            let texts = list(several, |c| format!("{}::pg_catalog.text", quote_ident(c)));
             format!("ARRAY[{texts}]::pg_catalog.text")
         }
     }
@@ -120,7 +117,7 @@ pub fn key_text(table: &TableMeta) -> String {
 /// like the lead's. A column that is always identity cannot be set: of a key it is an integer, and cannot look
 /// different; any other makes the row go out and in again.
 fn upsert(table: &TableMeta, insert: &str) -> String {
-    let key = list(&table.key_columns, |c| quote(c));
+    let key = list(&table.key_columns, |c| quote_ident(c));
     let is_key = |c: &String| table.key_columns.contains(c);
     if table.identity_always.iter().any(|c| table.columns.contains(c) && !is_key(c)) {
         return out_and_in(table);
@@ -129,7 +126,7 @@ fn upsert(table: &TableMeta, insert: &str) -> String {
     if set.is_empty() {
         return format!("{insert} ON CONFLICT ({key}) DO NOTHING");
     }
-    let set = list(set, |c| format!("{0} = EXCLUDED.{0}", quote(c)));
+    let set = list(set, |c| format!("{0} = EXCLUDED.{0}", quote_ident(c)));
     format!("{insert} ON CONFLICT ({key}) DO UPDATE SET {set}")
 }
 
@@ -140,7 +137,7 @@ fn out_and_in(table: &TableMeta) -> String {
         let column = &table.key_columns[n];
         table.columns.iter().position(|c| c == column).map_or(n, |at| at) + 1
     };
-    let (name, columns) = (table.quoted(), list(&table.columns, |c| quote(c)));
+    let (name, columns) = (table.quoted(), list(&table.columns, |c| quote_ident(c)));
     let values = list(1..=table.columns.len(), |n| match table.column_types.get(n - 1) {
         Some(name) => format!("${n}::{name}"),
         None => format!("${n}"),
@@ -159,7 +156,8 @@ fn key_is(table: &TableMeta, place: impl Fn(usize) -> usize) -> String {
     for (n, column) in table.key_columns.iter().enumerate() {
         let operator = table.key_operators.get(n).map_or("pg_catalog.=", String::as_str);
         let and = if n == 0 { "" } else { " AND " };
-        write!(text, "{and}{} OPERATOR({operator}) ${}", quote(column), place(n)).expect("a String grows");
+        write!(text, "{and}{} OPERATOR({operator}) ${}", quote_ident(column), place(n))
+            .expect("a String grows");
     }
     text
 }

@@ -7,11 +7,11 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    apply::quote,
-    shape::{Kind, Pins},
+use super::shape::{Kind, Pins};
+use crate::{
+    statement::Table,
+    wire::frame::{quote_ident, quote_literal},
 };
-use crate::statement::Table;
 
 /// Bytes of entries that a transaction holds before they go to the journal.
 pub const HELD_BYTES: usize = 32 * 1024;
@@ -54,19 +54,19 @@ pub const TRIGGERS: [(char, &str); 4] =
 
 /// `"schema"."name"`.
 pub fn qualified(schema: &str, name: &str) -> String {
-    format!("{}.{}", quote(schema), quote(name))
+    format!("{}.{}", quote_ident(schema), quote_ident(name))
 }
 
 /// `'text'` that means the same whatever `standard_conforming_strings` is.
 pub fn literal(text: &str) -> String {
-    let quoted = text.replace('\'', "''");
-    if text.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
+    // Nothing stands before it that the space would keep apart.
+    quote_literal(text).trim_start().to_owned()
 }
 
 impl KeyColumn {
     /// The text of `row.column`, as a key of its own.
     fn text(&self, row: &str) -> String {
-        let column = format!("{row}.{}", quote(&self.name));
+        let column = format!("{row}.{}", quote_ident(&self.name));
         if self.kind.is_enum {
             // A cast of the user's would win over the type's own text.
             format!("pg_catalog.concat({column})")
@@ -95,7 +95,7 @@ impl KeyColumn {
 
     /// `column = text` for an index scan; `text` is an expression of type text.
     fn lookup(&self, row: &str, text: &str) -> String {
-        let column = format!("{row}.{}", quote(&self.name));
+        let column = format!("{row}.{}", quote_ident(&self.name));
         let base = &self.kind.base;
         if self.kind.is_enum {
             // No cast from text: the owner of the type may define one, and this runs as the control user.
@@ -135,7 +135,7 @@ impl Captured {
     }
 
     fn image(&self, row: &str) -> String {
-        let columns: Vec<_> = self.columns.iter().map(|c| format!("{row}.{}", quote(c))).collect();
+        let columns: Vec<_> = self.columns.iter().map(|c| format!("{row}.{}", quote_ident(c))).collect();
         format!("ROW({})::pg_catalog.text", columns.join(", "))
     }
 
@@ -252,7 +252,7 @@ impl Captured {
 /// The expression that says that a key column has not changed.
 fn unchanged(column: &KeyColumn) -> String {
     if column.is_exact() {
-        let name = quote(&column.name);
+        let name = quote_ident(&column.name);
         return format!("OLD.{name} OPERATOR(pg_catalog.=) NEW.{name}");
     }
     format!("{} OPERATOR(pg_catalog.=) {}", column.text("OLD"), column.text("NEW"))

@@ -62,11 +62,27 @@ pub const DROP: &str = "DROP SCHEMA IF EXISTS crossfade CASCADE";
 /// What does not depend on the tables: `arm`, `fence`, `spill`, `spill_armed`, `write_set`. `collect` is in [`super::capture`].
 pub fn functions(side: Side) -> String {
     let functions = [ARM, FENCE, SPILL, SPILL_ARMED, LEAVE, WRITE_SET].concat();
-    functions.replace("@side", side.name()).replace("@class", &LOCK_CLASS.to_string())
+    let look = |number: &str, indent: &str| {
+        LOOK_WHO_LEADS.replace("@number", number).replace('\n', &format!("\n{indent}"))
+    };
+    functions
+        .replace("@look:repository", &look("repository", "  "))
+        .replace("@look:one", &look("one", "    "))
+        .replace("@side", side.name())
+        .replace("@class", &LOCK_CLASS.to_string())
 }
 
+/// Takes the fence lock of the repository `@number`, then looks who leads it.
+///
 /// Under READ COMMITTED every statement of a volatile function has a snapshot of its own: it sees what was committed
 /// before the lock was granted. An older snapshot does not, so there the row is locked, which fails when it has changed.
+const LOOK_WHO_LEADS: &str = "PERFORM pg_advisory_xact_lock_shared(@class, @number);
+IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+  SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = @number FOR SHARE;
+ELSE
+  SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = @number;
+END IF;";
+
 const ARM: &str = "
 CREATE OR REPLACE FUNCTION crossfade.arm(repositories int[], side text) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
@@ -79,12 +95,7 @@ BEGIN
     RETURN; -- nothing will be written, and the client hears why in the server's own words
   END IF;
   FOREACH one IN ARRAY repositories LOOP
-    PERFORM pg_advisory_xact_lock_shared(@class, one);
-    IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-      SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = one FOR SHARE;
-    ELSE
-      SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = one;
-    END IF;
+    @look:one
     IF found_lead IS DISTINCT FROM side THEN
       RAISE EXCEPTION USING ERRCODE = 'CF001',
         MESSAGE = format('crossfade: writes of repository %s are led by the %s, not by the @side',
@@ -107,12 +118,7 @@ CREATE OR REPLACE FUNCTION crossfade.fence(repository int) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
 DECLARE found_name text; found_lead text;
 BEGIN
-  PERFORM pg_advisory_xact_lock_shared(@class, repository);
-  IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-    SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = repository FOR SHARE;
-  ELSE
-    SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = repository;
-  END IF;
+  @look:repository
   IF found_lead IS DISTINCT FROM '@side' THEN
     RAISE EXCEPTION USING ERRCODE = '40001',
       MESSAGE = format('crossfade: writes of repository %s are led by the %s, not by the @side',
@@ -140,12 +146,7 @@ BEGIN
     PERFORM set_config('crossfade.keys', '!' || entries, true);
     RETURN;
   END IF;
-  PERFORM pg_advisory_xact_lock_shared(@class, repository);
-  IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-    SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = repository FOR SHARE;
-  ELSE
-    SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = repository;
-  END IF;
+  @look:repository
   IF found_lead IS DISTINCT FROM '@side' THEN
     RAISE EXCEPTION USING ERRCODE = '55000',
       MESSAGE = format('crossfade: writes of repository %s are led by the %s, not by the @side',

@@ -11,11 +11,11 @@ use super::{Error, label, with_partitions};
 use crate::{
     Side,
     mirror::{
-        apply::quote,
         capture::{Captured, TRIGGERS, literal, qualified},
         shape::{Shape, Trigger},
     },
     statement::Table,
+    wire::frame::quote_ident,
 };
 
 /// The first wait for a lock. While it waits, all others wait behind it, so it is short; it grows to [`LONGEST`].
@@ -125,7 +125,7 @@ pub(super) async fn remove(
             own.then(|| {
                 format!(
                     "DROP TRIGGER IF EXISTS {} ON {}",
-                    quote(&t.name),
+                    quote_ident(&t.name),
                     qualified(&table.schema, &table.name)
                 )
             })

@@ -2,10 +2,13 @@
 
 use tokio_postgres::Row;
 
-use crate::mirror::{
-    apply::{Key, key_text, parse_record, quote},
-    session::{Error, Session, Text},
-    tables::Table,
+use crate::{
+    mirror::{
+        apply::{Key, key_text, parse_record},
+        session::{Error, Session, Text},
+        tables::Table,
+    },
+    wire::frame::quote_ident,
 };
 
 /// Keys of the follower's rows that keep `image` out, by the index that `error` (23505, 23P01) names. Empty when
@@ -55,7 +58,7 @@ fn question(
         .iter()
         .zip(&meta.column_types)
         .enumerate()
-        .map(|(n, (name, kind))| format!("${}::{kind} AS {}", n + 1, quote(name)))
+        .map(|(n, (name, kind))| format!("${}::{kind} AS {}", n + 1, quote_ident(name)))
         .collect();
     let wanted: Vec<String> =
         expressions.iter().enumerate().map(|(n, e)| format!("({e}) AS \"crossfade {n}\"")).collect();
@@ -72,8 +75,8 @@ fn question(
     Ok(format!(
         "SELECT {} FROM {}.{}, (SELECT {} FROM (SELECT {}) AS image) AS wanted WHERE {}",
         key_text(meta),
-        quote(schema),
-        quote(relation),
+        quote_ident(schema),
+        quote_ident(relation),
         wanted.join(", "),
         values.join(", "),
         equal.join(" AND "),

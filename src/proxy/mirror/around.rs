@@ -50,8 +50,7 @@ impl Client {
         flight: &mut Flight,
     ) -> std::io::Result<()> {
         let Some((script, _)) = flight.mirrored.before.take().map(|b| *b) else { return Ok(()) };
-        let reply = server.reply(&self.shard.buffers).await?;
-        script.answered(server, &reply);
+        let reply = script.reply(server, &self.shard.buffers).await?;
         flight.mirrored.mute = reply.error.is_some();
         flight.mirrored.refused = reply.error;
         Ok(())

@@ -15,6 +15,7 @@ use crate::{
         server::Server,
     },
     error::ClientError,
+    mirror::recovery::Gid,
     proxy::{client::Client, flight::Flight},
     route::policy::{Ack, Mode, OnFailure},
     session::transaction::Status,
@@ -151,19 +152,23 @@ impl Client {
         server: &mut Server,
     ) -> std::io::Result<Reply> {
         self.shard.count_trip(server.side);
-        Script::sync(server);
-        let reply = server.reply(&self.shard.buffers).await?;
-        script.answered(server, &reply);
-        Ok(reply)
+        script.run(server, &self.shard.buffers).await
     }
 
-    /// Asks for the write set of the block, and waits.
-    pub(in crate::proxy) async fn ask(&mut self, lead: &mut Server) -> std::io::Result<Reply> {
+    /// Asks for the write set, and waits.
+    pub(in crate::proxy) async fn ask(&self, lead: &mut Server, repositories: u64) -> std::io::Result<Reply> {
         self.shard.count_trip(lead.side);
-        let script = self.ask_write_set(self.txn.captured, lead);
-        let reply = lead.reply(&self.shard.buffers).await?;
-        script.answered(lead, &reply);
-        Ok(reply)
+        self.ask_write_set(repositories, lead).reply(lead, &self.shard.buffers).await
+    }
+
+    /// Ends a block of ours on the lead that was not committed.
+    pub(super) async fn roll_back_lead(&self, lead: &mut Server) -> std::io::Result<()> {
+        if lead.status == Status::Idle {
+            return Ok(());
+        }
+        let mut script = Script::default();
+        script.call(lead, own::ROLLBACK, &[]);
+        self.answer_of(script, lead).await.map(drop)
     }
 
     /// The block ends where it cannot be intercepted.
@@ -194,11 +199,7 @@ impl Client {
                 error.encode(self.id(), &mut self.conn.output);
             }
         }
-        if lead.status != Status::Idle {
-            let mut script = Script::default();
-            script.call(lead, own::ROLLBACK, &[]);
-            self.answer_of(script, lead).await.map_err(|e| e.to_string())?;
-        }
+        self.roll_back_lead(lead).await.map_err(|e| e.to_string())?;
         frame::put_ready(&mut self.conn.output, b'I');
         Ok(())
     }
@@ -209,14 +210,9 @@ impl Client {
         flight: &mut Flight,
         repositories: u64,
     ) -> Result<(), Stopped> {
-        let behind = flight.mirrored.after.take();
         // Asked for before it was known how the unit ends.
-        let reply = match behind {
-            Some(script) => {
-                let reply = lead.reply(&self.shard.buffers).await?;
-                script.answered(lead, &reply);
-                Some(reply)
-            }
+        let reply = match flight.mirrored.after.take() {
+            Some(script) => Some(script.reply(lead, &self.shard.buffers).await?),
             None => None,
         };
         if let Some(error) = flight.mirrored.refused.take() {
@@ -225,14 +221,9 @@ impl Client {
         if flight.sqlstate.is_some() {
             return Ok(()); // the client has heard of it
         }
-        let reply = if let Some(reply) = reply {
-            reply
-        } else {
-            self.shard.count_trip(lead.side);
-            let script = self.ask_write_set(repositories, lead);
-            let reply = lead.reply(&self.shard.buffers).await?;
-            script.answered(lead, &reply);
-            reply
+        let reply = match reply {
+            Some(reply) => reply,
+            None => self.ask(lead, repositories).await?,
         };
         let shipped = self.ship(lead, repositories, reply).await?;
         let mut script = Script::default();
@@ -330,7 +321,10 @@ impl Client {
             let why = "which server it is, is not known yet".to_owned();
             return Err(Failure::Unreachable(lead, why));
         };
-        Ok(format!("cf1.{}.{}.{xid}.{}.{epoch}", identity.system, identity.timeline, state.instance))
+        let Ok(xid) = xid.parse() else {
+            return Err(Failure::Unreachable(lead, format!("{xid:?} is no transaction")));
+        };
+        Ok(Gid { identity: *identity, xid, instance: state.instance.to_string(), epoch }.to_string())
     }
 }
 

@@ -235,10 +235,7 @@ impl Client {
 
     async fn answer(&self, script: Script, server: &mut Server) -> std::io::Result<Reply> {
         self.shard.count_trip(server.side.other());
-        Script::sync(server);
-        let reply = server.reply(&self.shard.buffers).await?;
-        script.answered(server, &reply);
-        Ok(reply)
+        script.run(server, &self.shard.buffers).await
     }
 
     async fn roll_back(&self, server: &mut Server) -> std::io::Result<()> {
@@ -306,9 +303,7 @@ impl Pending {
             None if committed => script.call(&mut self.server, own::COMMIT, &[]),
             None => script.call(&mut self.server, own::ROLLBACK, &[]),
         }
-        Script::sync(&mut self.server);
-        let reply = self.server.reply(buffers).await?;
-        script.answered(&mut self.server, &reply);
+        let reply = script.run(&mut self.server, buffers).await?;
         let tag = reply.tags.last().is_some_and(|tag| tag.starts_with(word.as_bytes()));
         // Not there any more (42704): whoever recovers was quicker, and may have left it to the journal.
         Ok(reply.error.is_none() && tag)

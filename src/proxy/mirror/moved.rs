@@ -3,10 +3,10 @@
 
 use std::{rc::Rc, time::Instant};
 
-use super::{Duty, own};
+use super::Duty;
 use crate::{
     Side,
-    backend::{pool::Refused, script::Script, server::Server},
+    backend::{pool::Refused, server::Server},
     error::ClientError,
     mirror::schema::NOT_THE_LEAD,
     proxy::{
@@ -53,14 +53,9 @@ impl Client {
         match duty {
             Duty::Wrap(_) => {
                 if let Some(script) = flight.mirrored.after.take() {
-                    let reply = lead.reply(&self.shard.buffers).await?;
-                    script.answered(lead, &reply);
+                    script.reply(lead, &self.shard.buffers).await?;
                 }
-                if lead.status != Status::Idle {
-                    let mut script = Script::default();
-                    script.call(lead, own::ROLLBACK, &[]);
-                    self.answer_of(script, lead).await?;
-                }
+                self.roll_back_lead(lead).await?;
                 Ok(true)
             }
             Duty::Arm(_) if flight.mirrored.first && self.may_begin_again() => Ok(true),

@@ -91,7 +91,7 @@ impl Client {
         let repositories = self.txn.captured;
         let began = Instant::now();
         let mut flight = Flight::default();
-        let asked = self.ask(&mut server).await;
+        let asked = self.ask(&mut server, repositories).await;
         let shipped = match asked {
             Ok(reply) => self.ship(&mut server, repositories, reply).await,
             Err(error) => Err(Stopped::Lost(error.to_string())),
