@@ -8,6 +8,7 @@ pub mod admin;
 pub mod backend;
 pub mod catalog;
 pub mod cli;
+pub mod compare;
 pub mod config;
 pub mod error;
 pub mod frontend;
