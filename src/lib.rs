@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod report;
 pub mod route;
 pub mod session;
+pub mod shadow;
 pub mod statement;
 pub mod wire;
 
