@@ -100,9 +100,9 @@ impl Graph {
     }
 
     /// Waits in a circle that no server sees: each blocker's transaction is the next one's waiter, at least once by
-    /// another process. The shortest for the first wait that is in one.
+    /// another process. The shortest there is.
     pub fn circle(&self) -> Option<Vec<Wait>> {
-        self.waits.iter().find_map(|first| self.circle_of(*first))
+        self.waits.iter().filter_map(|first| self.circle_of(*first)).min_by_key(Vec::len)
     }
 
     fn circle_of(&self, first: Wait) -> Option<Vec<Wait>> {

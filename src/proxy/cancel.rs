@@ -46,7 +46,7 @@ impl Shard {
         match running {
             Some(running) => self.cancel_then(running, Some(done)),
             None if client.activity.get() == Activity::Waiting || client.applies() => {
-                client.tell(Signal::Cancel)
+                client.tell(Signal::Cancel);
             }
             None => {}
         }

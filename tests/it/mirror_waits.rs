@@ -66,3 +66,9 @@ fn run_all(client: &mut Wire, texts: &[&str]) {
         client.run(text);
     }
 }
+
+/// Does anybody wait for a lock there?
+fn waiting(admin: &mut Wire) -> bool {
+    let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    admin.run(waiting).as_deref() == Some("t")
+}

@@ -101,9 +101,13 @@ impl Client {
         let mut reply = pin!(script.reply(lead, &self.shard.buffers));
         let reply = loop {
             match self.heed(last, reply.as_mut()).await {
-                Ok(reply) => break reply?,
+                Ok(reply) => break reply,
                 // What runs is cancelled by whoever takes the connection back.
-                Err(end @ (Told::End(_) | Told::Unanswered)) => return Err(end.stops(None)),
+                Err(end @ Told::End(_)) => return Err(end.stops(None)),
+                Err(Told::Unanswered) => {
+                    self.shared.running.take();
+                    return Err(Told::Unanswered.stops(None));
+                }
                 Err(cancel) => {
                     told = Some(cancel);
                     self.cancel_running();
@@ -113,6 +117,7 @@ impl Client {
             }
         };
         self.shared.running.take();
+        let reply = reply?;
         if told.is_some() {
             // A request that comes late would hit the next statement.
             gate.clear().await;
@@ -129,23 +134,16 @@ impl Client {
     pub(super) async fn heeded_commit(&self, script: Script, lead: &mut Server) -> std::io::Result<Reply> {
         self.running(lead);
         let gate = Rc::clone(&lead.gate);
-        let mut reply = pin!(script.reply(lead, &self.shard.buffers));
-        let reply = match self.heed(self.until(), reply.as_mut()).await {
-            Ok(reply) => reply,
-            Err(_) => {
-                self.cancel_running();
-                let wait = self.current.config.timeouts.cancel_wait;
-                match tokio::time::timeout(wait, reply.as_mut()).await {
-                    Ok(reply) => {
-                        gate.clear().await;
-                        reply
-                    }
-                    Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to COMMIT")),
-                }
-            }
-        };
+        let mut answer = pin!(script.reply(lead, &self.shard.buffers));
+        let mut reply = self.heed(self.until(), answer.as_mut()).await.ok();
+        if reply.is_none() {
+            self.cancel_running();
+            let wait = self.current.config.timeouts.cancel_wait;
+            reply = tokio::time::timeout(wait, answer.as_mut()).await.ok();
+            gate.clear().await;
+        }
         self.shared.running.take();
-        reply
+        reply.unwrap_or_else(|| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer to COMMIT")))
     }
 
     fn cancel_running(&self) {

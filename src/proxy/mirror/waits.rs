@@ -98,15 +98,14 @@ pub(super) async fn watch(
         };
         // When another instance does not break it, whoever of ours is the youngest gives way.
         let patient = since.is_none_or(|since| since.elapsed() < limit * OTHERS);
-        match circle.own_victim(&busy, patient) {
-            Some(seen) => break_it(&strong, &circle, seen).await,
-            None => {
-                if since.is_none() {
-                    strong.mirrored.waits.elsewhere.fetch_add(1, Ordering::Relaxed);
-                }
-                left = Some((since.unwrap_or_else(Instant::now), circle.waits));
-            }
+        if let Some(seen) = circle.own_victim(&busy, patient) {
+            break_it(&strong, &circle, seen).await;
+            continue;
         }
+        if since.is_none() {
+            strong.mirrored.waits.elsewhere.fetch_add(1, Ordering::Relaxed);
+        }
+        left = Some((since.unwrap_or_else(Instant::now), circle.waits));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{outcome, proxy, run_all, wait_for_state};
+use super::{outcome, proxy, run_all, wait_for_state, waiting};
 use crate::{
     mirror::check_equal,
     support::{
@@ -79,20 +79,8 @@ fn opposite_leads() {
 fn a_lone_statement_gives_way() {
     needs_proxy!();
     for mode in MODES {
-        let proxy = proxy("lone", mode, |s| s.document_reads_target = 100);
+        let proxy = proxy("lone", mode, |_| ());
         let (mut a, mut b) = (proxy.client("alice"), proxy.client("bob"));
-        run_all(
-            &mut a,
-            &[
-                "BEGIN",
-                "INSERT INTO users (id, name, x) VALUES (11, 'a', 1)",
-                "DELETE FROM users WHERE id = 2",
-            ],
-        );
-        a.send(&frames::query("COMMIT; SELECT 1"));
-        let _ = a.until_ready(1);
-        // Not a COMMIT of its own: the text above was shipped by the journal, and nobody has waited.
-        check_equal(&proxy);
         run_all(
             &mut a,
             &[
@@ -132,15 +120,18 @@ fn an_index_that_the_source_lacks() {
             &[
                 "BEGIN",
                 "INSERT INTO users (id, name, code) VALUES (11, 'a', 'k')",
-                "DELETE FROM users WHERE id = 2",
+                "UPDATE users SET code = 'z' WHERE id = 2",
             ],
         );
         run_all(&mut b, &["BEGIN", "INSERT INTO t_y VALUES (1, 2)", "DELETE FROM t_x WHERE id = 1"]);
         run_all(&mut c, &["BEGIN", "INSERT INTO users (id, name, code, x) VALUES (12, 'c', 'k', 1)"]);
+        // A has its value of the index on the target, and waits there for B.
+        a.send(&frames::query("COMMIT"));
+        let mut target = newest().admin(&proxy.settings.database);
+        wait_for("A waits", || waiting(&mut target));
         let began = Instant::now();
-        for client in [&mut a, &mut b, &mut c] {
-            client.send(&frames::query("COMMIT"));
-        }
+        b.send(&frames::query("COMMIT"));
+        c.send(&frames::query("COMMIT"));
         let error = outcome(&mut c).expect_err("the youngest gives way");
         assert_eq!(error.sqlstate, "40P01", "{mode}: {}", error.message);
         assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
@@ -210,4 +201,35 @@ fn a_prepared_blocker_kicks_recovery() {
     outcome(&mut client).expect("it has waited, and goes on");
     check_equal(&proxy);
     assert!(!proxy.metrics().contains("crossfade_deadlocks_total{"));
+}
+
+/// The instance whose client should give way does nothing: after a while one of the others does, in the middle of a
+/// statement on its lead.
+#[test]
+fn another_instance_is_not_waited_for_for_ever() {
+    needs_proxy!();
+    let one = proxy("late", "journaled", |_| ());
+    let slow = one.settings.mirroring.replace("300ms", "60s");
+    let other = Settings { mirroring: slow, ..one.settings.clone() }.start();
+    let [mut a, mut b] = ["alice", "bob"].map(|user| other.client(user));
+    let mut p = one.client("alice");
+    run_all(
+        &mut a,
+        &["BEGIN", "UPDATE users SET x = 2 WHERE id = 3", "UPDATE users SET code = 'z' WHERE id = 2"],
+    );
+    run_all(&mut b, &["BEGIN", "INSERT INTO t_y VALUES (1, 2)", "DELETE FROM t_x WHERE id = 1"]);
+    run_all(&mut p, &["BEGIN", "INSERT INTO users (id, name, x) VALUES (13, 'p', 1)"]);
+    p.send(&frames::query("UPDATE users SET x = 4 WHERE id = 3"));
+    a.send(&frames::query("COMMIT"));
+    b.send(&frames::query("COMMIT"));
+    let error = outcome(&mut p).expect_err("it gives way");
+    assert_eq!(error.sqlstate, "40P01", "{}", error.message);
+    assert!(error.message.contains("across source and target"), "{}", error.message);
+    for client in [&mut a, &mut b] {
+        outcome(client).expect("it goes on");
+    }
+    p.run("ROLLBACK");
+    p.run("UPDATE users SET x = 5 WHERE id = 3");
+    check_equal(&one);
+    assert!(one.metric("deadlocks_total", &["outcome=\"elsewhere\""]) > 0.5);
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{outcome, proxy, run_all, transactions, wait_for_state};
+use super::{outcome, proxy, run_all, transactions, wait_for_state, waiting};
 use crate::{
     mirror::check_equal,
     support::{
@@ -57,11 +57,6 @@ fn begin(proxy: &Proxy, client: &mut Wire, at: At, block: bool) -> u64 {
     wait_for("it waits", || waiting(&mut admin));
     let rows = transactions(proxy);
     rows[0][0].as_deref().and_then(|id| id.parse().ok()).expect("its number")
-}
-
-fn waiting(admin: &mut Wire) -> bool {
-    let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    admin.run(waiting).as_deref() == Some("t")
 }
 
 /// Nobody waits any more, although the lock is still held, and nothing was written.
