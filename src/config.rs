@@ -311,6 +311,24 @@ pub struct Shadowed {
     pub rules: Rules,
 }
 
+impl Default for Shadow {
+    /// Nothing is executed twice.
+    fn default() -> Self {
+        Self {
+            any: false,
+            repositories: Vec::new(),
+            connections: 4,
+            queue: 1_000,
+            max_per_second: 10_000,
+            max_result_bytes: 16 << 20,
+            expire: Duration::from_secs(1),
+            statement_timeout: Duration::from_secs(5),
+            values: false,
+            evidence: None,
+        }
+    }
+}
+
 impl Default for Shadowed {
     fn default() -> Self {
         Self { share: Share::NONE, rules: Rules::default() }

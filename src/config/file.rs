@@ -385,12 +385,13 @@ fn conform_value(value: &Value, kind: Kind) -> Result<(), Refusal> {
                 Ok(())
             }
         }
-        (Kind::Bool, Value::Bool(_)) => Ok(()),
+        (Kind::Bool, Value::Bool(_)) | (Kind::Fraction, Value::Float(0.0..=1.0) | Value::Int(0..=1)) => {
+            Ok(())
+        }
         (Kind::Int(min, max), &Value::Int(i)) => match u64::try_from(i) {
             Ok(n) if (min..=max).contains(&n) => Ok(()),
             Ok(_) | Err(_) => Err((format!("{i} is not between {min} and {max}"), None)),
         },
-        (Kind::Fraction, Value::Float(0.0..=1.0) | Value::Int(0..=1)) => Ok(()),
         (Kind::Fraction, Value::Float(_) | Value::Int(_)) => Err(("is not between 0 and 1".to_owned(), None)),
         (Kind::Duration | Kind::Positive, Value::Text(t)) => {
             let zero_is_fine = matches!(kind, Kind::Duration);

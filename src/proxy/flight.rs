@@ -4,7 +4,7 @@ use std::{collections::VecDeque, rc::Rc};
 
 use bytes::BytesMut;
 
-use super::{client::End, rows::Portal};
+use super::{client::End, rows::Portal, shadow::Tap};
 use crate::{
     backend::script::{Reply, Script},
     session::{pipeline::Expect, words::Moved},
@@ -48,6 +48,8 @@ pub(super) struct Flight {
     pub(super) unsure: bool,
     /// The client broke the protocol: the server has been told, nothing more is read.
     pub(super) deaf: bool,
+    /// The answer is to be compared with the other side's.
+    pub(super) tap: Option<Box<Tap>>,
     /// What of the exchange is crossfade's own.
     pub(super) mirrored: Mirrored,
 }
