@@ -172,25 +172,33 @@ impl Captured {
             't' => return self.truncate_body(&head),
             'i' if self.key.is_empty() => {
                 let image = escaped(&format!("({} COLLATE pg_catalog.\"C\")", self.image("NEW")));
-                format!(
-                    "  entry := '\"R{number}:' OPERATOR(pg_catalog.||) {image} OPERATOR(pg_catalog.||) '\",';\n"
-                )
+                format!("'\"R{number}:' OPERATOR(pg_catalog.||) {image} OPERATOR(pg_catalog.||) '\",'")
             }
             'u' | 'd' if self.key.is_empty() => return self.refusal(suffix, &head),
-            'i' => format!("  entry := {};\n", one('I', "NEW")),
-            'd' => format!("  entry := {};\n", one('D', "OLD")),
+            'i' => one('I', "NEW"),
+            'd' => one('D', "OLD"),
             _ => {
                 let same: Vec<_> = self.key.iter().map(unchanged).collect();
-                format!(
-                    "  IF {} THEN\n    entry := {};\n  ELSE\n    entry := {} OPERATOR(pg_catalog.||) {};\n  END IF;\n",
-                    same.join(" AND "),
-                    one('U', "NEW"),
-                    one('D', "OLD"),
-                    one('I', "NEW")
-                )
+                let (same, update) = (same.join(" AND "), one('U', "NEW"));
+                let (gone, new) = (one('D', "OLD"), one('I', "NEW"));
+                format!("CASE WHEN {same} THEN {update} ELSE {gone} OPERATOR(pg_catalog.||) {new} END")
             }
         };
-        format!("{head}{entry}{}", tail(self.repository))
+        let tail = tail(self.repository);
+        format!("{}{head}  entry := {entry};\n{tail}", self.short_cut(&entry))
+    }
+
+    /// How most rows go: captured in the transaction, in as few steps as can be, since each step costs.
+    fn short_cut(&self, entry: &str) -> String {
+        let repository = self.repository;
+        format!(
+            "{DECLARE}  IF pg_catalog.octet_length(held) OPERATOR(pg_catalog.>) 0 AND pg_catalog.octet_length(held) OPERATOR(pg_catalog.<) {HELD_BYTES}
+    AND pg_catalog.octet_length(pg_catalog.current_setting('crossfade.fence_{repository}', true)) OPERATOR(pg_catalog.>) 0 THEN
+    held := pg_catalog.set_config('crossfade.keys', held OPERATOR(pg_catalog.||) {entry}, true);
+    RETURN NULL;
+  END IF;
+"
+        )
     }
 
     /// A partition's trigger has an argument. Emptied together with its root, it has nothing to add; alone, the repairer
@@ -198,7 +206,7 @@ impl Captured {
     fn truncate_body(&self, head: &str) -> String {
         let (number, repository) = (self.number, self.repository);
         format!(
-            "{head}  entry := '\"T{number}:\",';\n  IF TG_NARGS OPERATOR(pg_catalog.>) 0 AND size OPERATOR(pg_catalog.>) 0 THEN\n    \
+            "{DECLARE}{head}  entry := '\"T{number}:\",';\n  IF TG_NARGS OPERATOR(pg_catalog.>) 0 AND size OPERATOR(pg_catalog.>) 0 THEN\n    \
              IF pg_catalog.strpos(held, entry) OPERATOR(pg_catalog.=) 0 THEN\n      \
              PERFORM crossfade.spill(held OPERATOR(pg_catalog.||) entry, '', {repository});\n    END IF;\n    RETURN NULL;\n  END IF;\n{}",
             tail(repository)
@@ -210,7 +218,7 @@ impl Captured {
         let message =
             format!("crossfade: {word} on {}.{}, which is mirrored and has no key", self.schema, self.name);
         format!(
-            "{head}  RAISE EXCEPTION USING ERRCODE = '55000', MESSAGE = {},\n    HINT = 'Add a primary key, or a unique index over columns that are NOT NULL, on both sides; then run crossfade mirror install.';\nEND;\n",
+            "{DECLARE}{head}  RAISE EXCEPTION USING ERRCODE = '55000', MESSAGE = {},\n    HINT = 'Add a primary key, or a unique index over columns that are NOT NULL, on both sides; then run crossfade mirror install.';\nEND;\n",
             literal(&message)
         )
     }
@@ -266,17 +274,10 @@ fn escaped(text: &str) -> String {
 fn head(repository: i32, control_user: &str) -> String {
     let user = literal(control_user);
     format!(
-        "#variable_conflict use_variable
-DECLARE
-  held pg_catalog.text;
-  size pg_catalog.int4;
-  entry pg_catalog.text;
-BEGIN
-  IF pg_catalog.current_setting('crossfade.role', true) OPERATOR(pg_catalog.=) 'apply'
+        "  IF pg_catalog.current_setting('crossfade.role', true) OPERATOR(pg_catalog.=) 'apply'
     AND session_user OPERATOR(pg_catalog.=) {user}::pg_catalog.name THEN
     RETURN NULL;
   END IF;
-  held := pg_catalog.current_setting('crossfade.keys', true);
   size := pg_catalog.octet_length(held);
   IF size OPERATOR(pg_catalog.>) 0 AND (pg_catalog.octet_length(pg_catalog.current_setting('crossfade.fence_{repository}', true))
     OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
@@ -285,6 +286,15 @@ BEGIN
 "
     )
 }
+
+/// How each trigger function begins.
+const DECLARE: &str = "#variable_conflict use_variable
+DECLARE
+  held pg_catalog.text := pg_catalog.current_setting('crossfade.keys', true);
+  size pg_catalog.int4;
+  entry pg_catalog.text;
+BEGIN
+";
 
 /// An assignment of one expression runs without a query of its own.
 fn tail(repository: i32) -> String {
@@ -319,7 +329,8 @@ fn pins(pins: Pins) -> String {
 ///
 /// It runs as the control user, since a client need not be allowed to read what it writes; hence the token.
 pub fn collect(tables: &[Captured], token_sha256: &str) -> String {
-    // `search_path` is pinned once, by its own clause.
+    // `search_path` is pinned once, by its own clause. Rows are looked up by key: a plan made while a table was small must
+    // not read all of it once it has grown.
     let all = tables.iter().fold(Pins::default(), |all, table| all.with(table.pins));
     let settings = pins(all).replace(" SET search_path = pg_catalog, pg_temp", "");
     let mut sorted: Vec<&Captured> = tables.iter().collect();
@@ -332,7 +343,7 @@ pub fn collect(tables: &[Captured], token_sha256: &str) -> String {
     format!(
         "CREATE OR REPLACE FUNCTION crossfade.collect(journal boolean, token text)\n\
          RETURNS text[] LANGUAGE plpgsql VOLATILE SECURITY DEFINER\n\
-         SET search_path = pg_catalog, pg_temp SET row_security = off{settings} AS {tag}\n{body}{tag};\n\
+         SET search_path = pg_catalog, pg_temp SET row_security = off SET enable_seqscan = off{settings} AS {tag}\n{body}{tag};\n\
          REVOKE ALL ON FUNCTION crossfade.collect(boolean, text) FROM PUBLIC;\n\
          GRANT EXECUTE ON FUNCTION crossfade.collect(boolean, text) TO PUBLIC"
     )
@@ -495,7 +506,7 @@ mod tests {
         let mut table = table(vec![column("id", "int4")]);
         table.pins = Pins::ALL;
         assert!(!table.function('u', "u").contains(" SET "));
-        assert!(collect(&[table], "00").contains("SET row_security = off SET DateStyle"));
+        assert!(collect(&[table], "00").contains("SET enable_seqscan = off SET DateStyle"));
     }
 
     #[test]
