@@ -174,8 +174,8 @@ fn rights_of_the_control_user() {
     alice.run("INSERT INTO users VALUES (1, 'a')");
     alice.run("BEGIN; SELECT crossfade.arm('{1}', 'source'); INSERT INTO users VALUES (2, 'b')");
     let token = pair.admin(oldest()).run("SELECT value FROM crossfade.meta WHERE key = 'token'").unwrap();
-    let rows = alice.query(&format!("SELECT * FROM crossfade.write_set(true, '{token}')")).unwrap();
-    assert_eq!(rows[1][3].as_deref(), Some("(2,b)"));
+    let set = super::capture::read_set(&mut alice, true, &token).unwrap();
+    assert_eq!(set.changes[0].image.as_deref(), Some(&b"(2,b)"[..]));
     alice.run("COMMIT");
     let kinds = "SELECT string_agg(sync::text, ' ' ORDER BY id) FROM crossfade.journal";
     assert_eq!(pair.admin(oldest()).run(kinds).as_deref(), Some("false true"));
@@ -186,6 +186,38 @@ fn rights_of_the_control_user() {
     }
     let (_, text) = pair.mirror(&["status"]);
     assert!(text.contains("refused: target: public.users: its row security applies to bob"), "{text}");
+}
+
+/// Without these functions nobody can tell whether a lead has crashed, and what became of its transactions.
+#[test]
+fn functions_that_say_who_a_server_is() {
+    let pair = Pair::new("preflight_control", "");
+    let bob =
+        pair.with("user = \"postgres\"\npassword = \"secret\"", "user = \"bob\"\npassword = \"bob-pw\"");
+    let expected = "refused: source: bob may not run pg_control_checkpoint()";
+    let (_, text) = bob.mirror(&["install"]);
+    assert!(!text.contains("may not run"), "{text}");
+    bob.admin(oldest()).run("REVOKE EXECUTE ON FUNCTION pg_control_checkpoint() FROM PUBLIC");
+    let (code, text) = bob.mirror(&["install"]);
+    assert!(code == 1 && text.contains(expected), "{text}");
+    assert!(!text.contains("target: bob may not run"), "{text}");
+    bob.admin(oldest()).run("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC");
+    let (_, text) = bob.mirror(&["install"]);
+    let both = "refused: source: bob may not run pg_control_system(), pg_control_checkpoint()";
+    assert!(
+        text.contains(both)
+            && text.contains("GRANT EXECUTE ON FUNCTION pg_control_system(), pg_control_checkpoint() TO bob"),
+        "{text}"
+    );
+    // From the journal alone nothing depends on it.
+    let bob = bob.with("mirror = \"journaled\"", "mirror = \"async\"");
+    let (_, text) = bob.mirror(&["install"]);
+    assert!(text.contains(&both.replace("refused", "warning")), "{text}");
+    bob.admin(oldest()).run(
+        "GRANT EXECUTE ON FUNCTION pg_control_system() TO bob; GRANT EXECUTE ON FUNCTION pg_control_checkpoint() TO bob",
+    );
+    let (_, text) = bob.mirror(&["install"]);
+    assert!(!text.contains("may not run"), "{text}");
 }
 
 #[test]
