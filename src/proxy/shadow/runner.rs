@@ -127,7 +127,8 @@ impl Runner {
             let state = &self.shard.global.shadow;
             let current = self.shard.current();
             let shadow = &current.config.shadow;
-            while self.busy.get() >= shadow.connections {
+            // Suspicions hold back what is new, rather than be dropped: that would make the rates look better than they are.
+            while self.busy.get() >= shadow.connections || self.suspicions.get() >= MOST_SUSPICIONS {
                 self.freed.notified().await;
             }
             state.taken(&job);
@@ -164,9 +165,6 @@ impl Runner {
             Quick::Match => Outcome::Match,
             Quick::OrderOnly => Outcome::OrderOnly,
             Quick::Unfit(unfit) => Outcome::Indeterminate(Why::Unfit(unfit)),
-            Quick::Suspicion if self.suspicions.get() >= MOST_SUSPICIONS => {
-                return state.dropped("suspicions");
-            }
             Quick::Suspicion => self.suspect(job).await,
         };
         let mut latency = [took; 2];
