@@ -306,7 +306,10 @@ impl Client {
                     return self.finish(server, &flight, &survey, choice.footprint.as_deref(), now).await;
                 }
                 Some(Broken::Client(end)) => {
-                    self.running(&server);
+                    // Behind its unit nothing runs but what is marked already.
+                    if !flight.mirrored.wrapped || !self.pipeline.is_idle() {
+                        self.running(&server);
+                    }
                     self.servers[choice.side.index()] = Some(server);
                     return Err(end);
                 }
