@@ -306,10 +306,7 @@ impl Client {
                     return self.finish(server, &flight, &survey, choice.footprint.as_deref(), now).await;
                 }
                 Some(Broken::Client(end)) => {
-                    // Behind its unit nothing runs but what is marked already.
-                    if !flight.mirrored.wrapped || !self.pipeline.is_idle() {
-                        self.running(&server);
-                    }
+                    self.still_runs(&server, &flight);
                     self.servers[choice.side.index()] = Some(server);
                     return Err(end);
                 }
