@@ -13,6 +13,7 @@ mod journal;
 mod keeper;
 mod lead;
 mod moved;
+mod mover;
 mod own;
 mod run;
 mod state;

@@ -12,6 +12,7 @@ use tokio::{sync::watch, task::JoinSet, time::sleep};
 use super::{
     background::managers,
     lead::{self, Leads},
+    mover,
 };
 use crate::{
     Side,
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// What is known of mirrored repositories: for the data threads, metrics and people.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::proxy) struct Mirrored {
     pub(in crate::proxy) tables: Arc<Published>,
     pub(in crate::proxy) status: Arc<Status>,
@@ -114,7 +115,7 @@ fn tasks(global: &Arc<Global>, config: &Config) -> Result<JoinSet<()>, crate::ba
     let settings = Settings { grace, lock_timeout, patience };
     let (mirrored, global) = (&global.mirrored, Arc::downgrade(global));
     let mut tasks = JoinSet::new();
-    tasks.spawn(lead::move_leads(Weak::clone(&global), managers.clone(), patience));
+    tasks.spawn(mover::move_leads(Weak::clone(&global), managers.clone(), patience));
     for side in Side::BOTH {
         let (tables, status) = (Arc::clone(&mirrored.tables), Arc::clone(&mirrored.status));
         let manager = managers[side.index()].clone();
