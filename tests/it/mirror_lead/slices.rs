@@ -222,7 +222,7 @@ impl Writer {
     fn run(&mut self, texts: &[&str]) -> bool {
         for text in texts {
             let Some(wire) = &mut self.wire else { return false };
-            let answer = if self.n % 2 == 0 { wire.query(text) } else { wire.execute(text, &[]) };
+            let answer = if self.n.is_multiple_of(2) { wire.query(text) } else { wire.execute(text, &[]) };
             if let Err(error) = answer {
                 self.failed(text, &error);
                 return false;
@@ -458,4 +458,70 @@ fn a_row_lock_holds_the_lead_where_it_is() {
         client.query("COMMIT").expect("nothing was written");
         assert_eq!(oldest().admin("slices_lock").run(held).as_deref(), Some("0"), "{text}");
     }
+}
+
+/// Nine tenths of five seconds are the source's; ends when one of its turns has begun.
+fn at_the_source(mut settings: Settings) -> Proxy {
+    settings.writes_target = Some(10);
+    "slice = \"5s\"\nlock_timeout = \"200ms\"\njournal_grace = \"500ms\"".clone_into(&mut settings.mirroring);
+    let proxy = turning(settings);
+    for side in ["target", "source"] {
+        wait_for("turns", || lead(&proxy).as_deref() == Some(side));
+    }
+    proxy
+}
+
+fn waits_for(proxy: &Proxy) -> Option<String> {
+    state(proxy).into_iter().find(|row| row[0].as_deref() == Some("document"))?[13].clone()
+}
+
+#[test]
+fn a_row_that_cannot_be_shipped_keeps_the_lead_and_stalls_nobody() {
+    needs_proxy!();
+    let proxy = at_the_source(settings("slices_held", "journaled", "transaction"));
+    let mut locker = newest().admin("slices_held");
+    locker.run("BEGIN");
+    locker.run("SELECT n FROM t_sums WHERE who = 30 FOR UPDATE");
+    let mut client = proxy.client("alice");
+    client.query("UPDATE t_sums SET n = 7 WHERE who = 30").expect("it goes to the journal");
+    let (world, writers) = write(&proxy, 0..4, false);
+    wait_for("the reason", || waits_for(&proxy).is_some_and(|why| why.contains("could not be shipped")));
+    let before = moved(&proxy);
+    let stays = || lead(&proxy).as_deref() == Some("source");
+    assert!(holds_throughout(Duration::from_secs(6), stays), "the lead stays for more than a period");
+    assert!((moved(&proxy) - before).abs() < 0.5, "and does not go forth and back");
+    locker.run("ROLLBACK");
+    turns(&proxy, before + 2.0);
+    let seen = end(&world, writers);
+    let longest = seen.iter().flat_map(|s| &s.longest).max().copied().unwrap_or_default();
+    println!("longest wait {longest:?}");
+    assert!(longest < PATIENCE / 2, "{longest:?}");
+    judge([oldest(), newest()], "slices_held", &seen);
+}
+
+#[test]
+fn a_side_that_is_down_is_not_moved_to() {
+    needs_proxy!();
+    let majors = crate::support::cluster::majors();
+    let source = Cluster::start("slices-source", majors[0]);
+    let mut target = Cluster::start("slices-target", *majors.last().expect("one"));
+    for cluster in [&source, &target] {
+        cluster.database("slices_down");
+        cluster.admin("slices_down").run(SCHEMA);
+    }
+    let settings = of(Settings::new_between(&source, &target, "slices_down"), "atomic", "transaction");
+    let proxy = at_the_source(settings);
+    let (world, writers) = write(&proxy, 0..4, false);
+    target.kill();
+    wait_for("the reason", || waits_for(&proxy).is_some_and(|why| why.contains("target")));
+    let before = moved(&proxy);
+    assert!(
+        holds_throughout(Duration::from_secs(6), || lead(&proxy).as_deref() == Some("source")),
+        "it stays"
+    );
+    target.restart();
+    turns(&proxy, before + 2.0);
+    let seen = end(&world, writers);
+    assert!(seen.iter().all(|s| s.transactions > 20), "they went on");
+    judge([&source, &target], "slices_down", &seen);
 }
