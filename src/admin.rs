@@ -2,6 +2,7 @@
 
 pub mod console;
 mod console_frames;
+mod console_mirror;
 mod console_parse;
 pub mod console_rows;
 pub mod console_wait;

@@ -262,6 +262,8 @@ pub struct Mirror {
     pub connections: usize,
     /// A row of the follower is locked by somebody else.
     pub lock_timeout: Duration,
+    /// A transaction waits: then it is looked whether it is in a deadlock over both databases.
+    pub deadlock_after: Duration,
     /// The follower does not answer.
     pub apply_timeout: Duration,
     /// A follower that failed is left alone this long: writes go to the journal at once.

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod backend;
 pub mod catalog;
 pub mod cli;
+pub mod compare;
 pub mod config;
 pub mod error;
 pub mod frontend;
@@ -16,6 +17,7 @@ pub mod proxy;
 pub mod report;
 pub mod route;
 pub mod session;
+pub mod shadow;
 pub mod statement;
 pub mod wire;
 

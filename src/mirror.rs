@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod batch;
 pub mod capture;
+pub mod deadlock;
 pub mod facts;
 pub mod install;
 pub mod lead;

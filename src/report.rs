@@ -1,6 +1,9 @@
 //! Where evidence goes.
 
+pub mod bound;
+pub mod divergence;
 pub mod hot;
+pub mod latency;
 pub mod log;
 pub mod metrics;
 pub mod process;

@@ -10,7 +10,7 @@ use super::{
     console_parse::words_of,
     console_rows::{
         Cell, ClientRow, Column, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow,
-        StatsRow, ToCells, columns,
+        StatsRow, ToCells, TransactionRow, columns,
     },
 };
 use crate::{Side, error::ClientError};
@@ -35,6 +35,8 @@ pub trait Operator {
     fn journal(&self) -> impl Future<Output = Vec<JournalRow>>;
     /// `SHOW IN_DOUBT`
     fn in_doubt(&self) -> impl Future<Output = Vec<InDoubtRow>>;
+    /// SHOW TRANSACTIONS
+    fn transactions(&self) -> impl Future<Output = Vec<TransactionRow>>;
     /// RELOAD: a sentence on what changed, or every mistake of the file.
     fn reload(&self) -> impl Future<Output = Result<String, Vec<String>>>;
     /// PAUSE one backend, or both: no new work is sent there. Done when what ran there has ended; dropped before, it
@@ -105,6 +107,8 @@ pub enum Show {
     Journal,
     /// Prepared transactions of ours.
     InDoubt,
+    /// Mirrored transactions in flight.
+    Transactions,
     /// Version of crossfade.
     Version,
     /// The commands.
@@ -145,6 +149,7 @@ pub const HELP: &[(&str, bool, &str)] = &[
     ("SHOW CONFIG", false, "the configuration in force, secrets masked"),
     ("SHOW JOURNAL", false, "rows on their way to the follower, and why some are not"),
     ("SHOW IN_DOUBT", false, "prepared transactions, and what becomes of them"),
+    ("SHOW TRANSACTIONS", false, "mirrored transactions in flight, the oldest first"),
     ("SHOW VERSION", false, "version of crossfade"),
     ("SHOW HELP", false, "this list"),
     ("RELOAD", true, "load the configuration again; a mistake changes nothing"),
@@ -328,6 +333,7 @@ async fn rows_of(show: &Show, caller: &Caller<'_>, operator: &impl Operator) -> 
         Show::Config => cells(operator.config().await),
         Show::Journal => cells(operator.journal().await),
         Show::InDoubt => cells(operator.in_doubt().await),
+        Show::Transactions => cells(operator.transactions().await),
         Show::Version => vec![vec![VERSION.into()]],
         Show::Setting(name) => vec![vec![setting(name, caller.user).into()]],
         Show::Help => HELP
@@ -435,6 +441,18 @@ pub(super) mod tests {
                 verdict: "it is in progress on the lead".into(),
             }]
         }
+        async fn transactions(&self) -> Vec<TransactionRow> {
+            vec![TransactionRow {
+                client: 3,
+                user: "app".into(),
+                repositories: vec!["document".into(), "user".into()],
+                lead: Side::Source,
+                state: "applying".into(),
+                age_seconds: 0.25,
+                lead_pid: 17,
+                follower_pid: Some(18),
+            }]
+        }
         async fn reload(&self) -> Result<String, Vec<String>> {
             self.done.borrow_mut().push("reload".into());
             Ok("nothing changed".into())
@@ -468,6 +486,7 @@ pub(super) mod tests {
         "show config",
         "show journal",
         "show in_doubt",
+        "show transactions",
         "show version",
         "show help",
         "show timezone",

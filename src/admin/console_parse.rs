@@ -129,6 +129,7 @@ fn show(words: &[&str]) -> Option<Show> {
         ["config"] => Show::Config,
         ["journal"] => Show::Journal,
         ["in_doubt"] => Show::InDoubt,
+        ["transactions"] => Show::Transactions,
         ["version"] => Show::Version,
         ["help"] => Show::Help,
         ["transaction", "isolation", "level"] => Show::Setting("transaction_isolation"),

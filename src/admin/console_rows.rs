@@ -1,8 +1,11 @@
 //! What the console shows: plain rows, and the tables they are sent as.
 
-use super::console::{Command, Show};
-use crate::Side;
-use crate::config::PoolMode;
+pub use super::console_mirror::{InDoubtRow, JournalRow, TransactionRow};
+use super::{
+    console::{Command, Show},
+    console_mirror as mirror,
+};
+use crate::{Side, config::PoolMode};
 
 /// SHOW REPOSITORIES
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -136,48 +139,6 @@ pub struct ConfigRow {
     pub value: String,
     /// A reload is enough to change it.
     pub hot: bool,
-}
-
-/// SHOW JOURNAL: one for the journal of each backend (without `id`), and one for each row that could not be shipped.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct JournalRow {
-    /// Where the journal is.
-    pub backend: Option<Side>,
-    /// Place of a row that stays.
-    pub id: Option<u64>,
-    /// Rows of the journal; counted up to a bound.
-    pub rows: Option<u64>,
-    /// Rows of them that no transaction ships itself.
-    pub dirty: Option<u64>,
-    /// Age of the oldest, seconds.
-    pub oldest_seconds: Option<f64>,
-    /// `shipping`, `idle`, `elsewhere`, `failing`, `off`.
-    pub repairer: Option<String>,
-    /// Keys and whole rows shipped by this process.
-    pub repaired: Option<u64>,
-    /// The same, per second, lately.
-    pub per_second: Option<f64>,
-    /// How often it was tried.
-    pub attempts: Option<u64>,
-    /// The next attempt, seconds from now.
-    pub retry_seconds: Option<f64>,
-    /// Why it failed.
-    pub reason: Option<String>,
-}
-
-/// `SHOW IN_DOUBT`
-#[derive(Clone, Debug, PartialEq)]
-pub struct InDoubtRow {
-    /// Where it is prepared.
-    pub backend: Side,
-    /// Its name.
-    pub gid: String,
-    /// Seconds since it was prepared.
-    pub age_seconds: f64,
-    /// Only an operator can resolve it.
-    pub stuck: bool,
-    /// What becomes of it, or why nothing does.
-    pub verdict: String,
 }
 
 /// Type of a column, with its OID and size as in `pg_type`.
@@ -334,22 +295,9 @@ pub fn columns(command: &Command) -> Vec<Column> {
             ("wait_ms_avg", Float8),
         ],
         Command::Show(Show::Config) => &[("key", Text), ("value", Text), ("hot", Bool)],
-        Command::Show(Show::Journal) => &[
-            ("backend", Text),
-            ("id", Int8),
-            ("rows", Int8),
-            ("dirty", Int8),
-            ("oldest_s", Float8),
-            ("repairer", Text),
-            ("repaired", Int8),
-            ("per_second", Float8),
-            ("attempts", Int8),
-            ("retry_s", Float8),
-            ("reason", Text),
-        ],
-        Command::Show(Show::InDoubt) => {
-            &[("backend", Text), ("gid", Text), ("age_s", Float8), ("stuck", Bool), ("verdict", Text)]
-        }
+        Command::Show(Show::Journal) => mirror::JOURNAL,
+        Command::Show(Show::InDoubt) => mirror::IN_DOUBT,
+        Command::Show(Show::Transactions) => mirror::TRANSACTIONS,
         Command::Show(Show::Version) => &[("version", Text)],
         Command::Show(Show::Help) => &[("command", Text), ("role", Text), ("what", Text)],
         Command::Show(Show::Setting(name)) => return vec![Column { name: (*name).to_owned(), kind: Text }],
@@ -465,35 +413,5 @@ impl ToCells for StatsRow {
 impl ToCells for ConfigRow {
     fn cells(self) -> Vec<Cell> {
         vec![self.key.into(), self.value.into(), self.hot.into()]
-    }
-}
-
-impl ToCells for JournalRow {
-    fn cells(self) -> Vec<Cell> {
-        vec![
-            self.backend.into(),
-            self.id.into(),
-            self.rows.into(),
-            self.dirty.into(),
-            self.oldest_seconds.into(),
-            self.repairer.into(),
-            self.repaired.into(),
-            self.per_second.into(),
-            self.attempts.into(),
-            self.retry_seconds.into(),
-            self.reason.into(),
-        ]
-    }
-}
-
-impl ToCells for InDoubtRow {
-    fn cells(self) -> Vec<Cell> {
-        vec![
-            self.backend.into(),
-            self.gid.into(),
-            self.age_seconds.into(),
-            self.stuck.into(),
-            self.verdict.into(),
-        ]
     }
 }

@@ -355,6 +355,7 @@ impl Checker<'_> {
             install: part.switch("install"),
             connections: part.number("connections"),
             lock_timeout: part.duration("lock_timeout"),
+            deadlock_after: part.duration("deadlock_after"),
             apply_timeout: part.duration("apply_timeout"),
             retry_after: part.duration("retry_after"),
             journal_grace: part.duration("journal_grace"),

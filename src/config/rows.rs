@@ -120,6 +120,7 @@ impl Config {
         rows.hot("mirror.connections", m.connections);
         for (key, value) in [
             ("lock_timeout", m.lock_timeout),
+            ("deadlock_after", m.deadlock_after),
             ("apply_timeout", m.apply_timeout),
             ("retry_after", m.retry_after),
             ("journal_grace", m.journal_grace),

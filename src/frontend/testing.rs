@@ -94,6 +94,7 @@ pub(crate) fn config(method: AuthMethod, users: &[(&str, Secret)]) -> Config {
             install: false,
             connections: 1,
             lock_timeout: Duration::from_secs(1),
+            deadlock_after: Duration::from_secs(1),
             apply_timeout: Duration::from_secs(1),
             retry_after: Duration::from_secs(1),
             journal_grace: Duration::from_secs(1),

@@ -9,7 +9,7 @@ use crate::statement::Table;
 /// Facts that preflight judges. The default knows of no rights and no limits.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Facts {
-    /// Made by initdb; copies of a cluster have the same.
+    /// Made by initdb; copies of a cluster have the same. Empty: it may not be asked for.
     pub system_identifier: String,
     /// Tells two running servers of one identifier apart: start time and process id, and the database.
     pub incarnation: String,
@@ -31,6 +31,8 @@ pub struct Facts {
     pub replica_role: bool,
     /// It sees what others run: without that nobody who blocks can be named.
     pub sees_activity: bool,
+    /// What it may not run of [`CONTROL`]: without them nobody knows what became of a transaction.
+    pub forbidden: Vec<String>,
     /// It may create a schema in the database.
     pub creates: bool,
     /// Roles whose rights it has, its own included.
@@ -41,8 +43,14 @@ pub struct Facts {
 
 /// Reads them over a control connection.
 pub async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
+    let forbidden: Vec<String> = client.query_one(FORBIDDEN, &[&CONTROL.as_slice()]).await?.get(0);
+    let asks = if forbidden.iter().any(|f| f == CONTROL[0]) {
+        FACTS.replace(SYSTEM_IDENTIFIER, "''::text")
+    } else {
+        FACTS.to_owned()
+    };
     let (one, roles, sequences) = tokio::try_join!(
-        client.query_one(FACTS, &[]),
+        client.query_one(&asks, &[]),
         client.query(ROLES, &[]),
         client.query(SEQUENCES, &[])
     )?;
@@ -60,6 +68,7 @@ pub async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
         bypasses_row_security: one.get(8),
         replica_role: superuser,
         sees_activity: one.get(9),
+        forbidden,
         creates: one.get(10),
         roles: roles.iter().map(|row| row.get(0)).collect(),
         sequences: BTreeMap::new(),
@@ -75,6 +84,15 @@ pub async fn read(client: &Client) -> Result<Facts, tokio_postgres::Error> {
     }
     Ok(facts)
 }
+
+/// Functions by which a server says who it is, and whether it has crashed.
+pub const CONTROL: [&str; 2] = ["pg_control_system()", "pg_control_checkpoint()"];
+
+const FORBIDDEN: &str =
+    "SELECT COALESCE(pg_catalog.array_agg(f.name), '{}') FROM pg_catalog.unnest($1::text[]) f(name)
+WHERE NOT pg_catalog.has_function_privilege('pg_catalog.' || f.name, 'EXECUTE')";
+
+const SYSTEM_IDENTIFIER: &str = "(SELECT c.system_identifier::text FROM pg_catalog.pg_control_system() c)";
 
 const FACTS: &str = "
 SELECT (SELECT c.system_identifier::text FROM pg_catalog.pg_control_system() c),

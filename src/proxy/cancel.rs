@@ -45,7 +45,9 @@ impl Shard {
         let running = client.running.borrow().clone();
         match running {
             Some(running) => self.cancel_then(running, Some(done)),
-            None if client.activity.get() == Activity::Waiting => client.tell(Signal::Cancel),
+            None if client.activity.get() == Activity::Waiting || client.applies() => {
+                client.tell(Signal::Cancel);
+            }
             None => {}
         }
     }

@@ -211,7 +211,7 @@ impl Client {
         let idle = self.txn.status == Status::Idle;
         match signal {
             Signal::Drain if !idle => None,
-            Signal::Cancel | Signal::Query | Signal::Unanswered | Signal::QueryWait => {
+            Signal::Cancel | Signal::Deadlock | Signal::Query | Signal::Unanswered | Signal::QueryWait => {
                 self.shared.clear_signal();
                 None
             }
@@ -436,6 +436,7 @@ pub(super) fn last_words(signal: Signal) -> ClientError {
         Signal::QueryWait => fatal("53300", "no server connection became free within timeouts.query_wait")
             .hint("Raise pool.size, or look at SHOW POOLS for who holds the connections."),
         Signal::Cancel => fatal("57014", "canceling statement due to user request"),
+        Signal::Deadlock => fatal("40P01", "deadlock detected, across source and target"),
     }
 }
 

@@ -51,6 +51,12 @@ impl Shard {
         hot.backend_sent[side.index()].increment(server[1]);
     }
 
+    /// A wait for a server connection.
+    pub(super) fn count_wait(&self, user: &Rc<str>, side: Side, waited: Duration) {
+        self.hot.borrow().pool_wait(side, waited);
+        self.stats(user, side).wait(waited);
+    }
+
     /// One more round trip of a transaction that `lead` leads.
     pub(super) fn count_trip(&self, lead: Side) {
         self.hot.borrow().mirror_trips[lead.index()].increment(1);

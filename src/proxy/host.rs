@@ -48,6 +48,10 @@ pub(super) async fn patiently<T>(
             client.clear_signal();
             Poll::Ready(Refused::Timeout)
         }
+        Some(Signal::Deadlock) => {
+            client.clear_signal(); // it came too late
+            Poll::Pending
+        }
         Some(_) => Poll::Ready(Refused::Cancelled),
     });
     let result = tokio::select! {

@@ -13,6 +13,7 @@ use crate::{
         console::Operator,
         console_rows::{
             ClientRow, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow, StatsRow,
+            TransactionRow,
         },
     },
     config::reload::Why,
@@ -186,6 +187,10 @@ impl Operator for Console {
 
     async fn in_doubt(&self) -> Vec<InDoubtRow> {
         super::mirror::in_doubt_rows(&self.global.mirrored)
+    }
+
+    async fn transactions(&self) -> Vec<TransactionRow> {
+        super::mirror::transaction_rows(&self.global).await
     }
 
     async fn reload(&self) -> Result<String, Vec<String>> {

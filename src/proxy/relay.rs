@@ -104,6 +104,14 @@ impl Client {
                 }
                 Ok(())
             }
+            Signal::Deadlock => {
+                self.shared.clear_signal();
+                let gives_way = self.shared.in_flight().is_some_and(|f| f.gives_way());
+                if let Some(running) = self.shared.running.borrow().clone().filter(|_| gives_way) {
+                    self.shard.send_cancel(running);
+                }
+                Ok(())
+            }
             Signal::Query => {
                 self.shared.clear_signal();
                 if let Some(running) = self.shared.running.borrow().clone() {
@@ -213,7 +221,10 @@ impl Client {
             self.follow_target(message, server.side, at..at + length, server, flight);
             self.look(message, at..at + length, server, flight)?;
             let error = (message == Backend::Error).then(|| &server.conn.input[at..at + length]);
-            let renamed = error.and_then(|error| self.in_client_words(error, flight));
+            let renamed = error.and_then(|error| match self.in_place_of_cancel(error) {
+                None => self.in_client_words(error, flight),
+                deadlock => deadlock,
+            });
             let mut lost = Vec::new();
             match (self.pipeline.answered(message, &mut lost), renamed) {
                 (Reaction::Forward, None) if !flight.mirrored.mute && !flight.mirrored.holds(message) => {

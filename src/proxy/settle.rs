@@ -49,6 +49,7 @@ impl Client {
             self.naming_portals.clear();
             self.shared.transaction_since.set(None);
             self.shared.side.set(None);
+            self.shared.landed();
         } else {
             self.note_block(survey, footprint, server.side, now);
         }
@@ -227,6 +228,7 @@ impl Client {
                     self.txn.prologue.extend(prologue);
                     self.txn.captured = 0;
                     self.txn.armed = 0;
+                    self.shared.landed();
                     self.txn.fixed = true; // AND CHAIN
                 }
                 Kind::Transaction(_) => {
@@ -279,6 +281,7 @@ impl Client {
             _ => return false,
         };
         self.context_moved |= self.context_local;
+        self.shared.landed();
         self.current = self.shard.current();
         self.txn = Transaction {
             status: self.txn.status,
@@ -329,6 +332,7 @@ impl Client {
         self.txn.ended();
         self.txn.status = Status::Idle;
         self.shared.status.set(Status::Idle);
+        self.shared.landed();
         error.encode(self.id(), &mut self.conn.output);
         frame::put_ready(&mut self.conn.output, b'I');
         Ok(())

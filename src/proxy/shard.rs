@@ -311,9 +311,7 @@ impl Shard {
                 pool.take(limits).await
             };
             let taken = patiently(take, wait.map(|d| began + d), client).await;
-            let waited = began.elapsed();
-            self.hot.borrow().pool_wait(side, waited);
-            self.stats(&client.user, side).wait(waited);
+            self.count_wait(&client.user, side, began.elapsed());
             let mut server = taken?;
             if self.global.is_paused(side) {
                 pool.put(server, began); // while it waited

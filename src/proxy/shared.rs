@@ -41,6 +41,8 @@ pub(super) struct ClientShared {
     pub(super) pinned: Cell<Option<Pin>>,
     /// What a cancel request would cancel.
     pub(super) running: RefCell<Option<Running>>,
+    /// Its mirrored transaction.
+    pub(super) mirrored: RefCell<Option<Rc<super::mirror::InFlight>>>,
     /// What ends unless something happens before.
     pub(super) deadline: Cell<Option<(Instant, Signal)>>,
     signal: Cell<Option<Signal>>,
@@ -94,6 +96,8 @@ pub(super) enum Signal {
     Unanswered,
     /// `timeouts.query_wait`
     QueryWait,
+    /// Its mirrored transaction waits in a circle that no server sees, and is to give way.
+    Deadlock,
 }
 
 impl ClientShared {
@@ -119,6 +123,7 @@ impl ClientShared {
             transaction_since: Cell::default(),
             pinned: Cell::default(),
             running: RefCell::default(),
+            mirrored: RefCell::default(),
             deadline: Cell::default(),
             signal: Cell::default(),
             waker: RefCell::default(),

@@ -272,7 +272,7 @@ impl Client {
                 {
                     let repositories = flight.mirrored.repositories;
                     let unwrapped = Box::pin(self.unwrap(&mut server, &mut flight, repositories)).await;
-                    unwrapped.err().map(Broken::Server)
+                    unwrapped.err()
                 }
                 Ok(()) => None,
                 Err(SendError::End(end)) => return Err(end),

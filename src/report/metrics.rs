@@ -117,6 +117,8 @@ declare! {
     IN_DOUBT_OLDEST: Gauge "crossfade_in_doubt_oldest_seconds" ["backend"] "Age of the oldest of them.";
     IN_DOUBT_STUCK: Gauge "crossfade_in_doubt_stuck_transactions" ["backend"] "Those that only an operator can resolve.";
     RECOVERED: Counter "crossfade_recovered_transactions_total" ["outcome"] "Transactions in doubt that this process looked after, by outcome.";
+    IN_DOUBT_WAITS: Counter "crossfade_in_doubt_waits_total" ["backend"] "Looks that found a transaction waiting for one in doubt on this backend: recovery is told to look at once.";
+    DEADLOCKS: Counter "crossfade_deadlocks_total" ["outcome"] "Deadlocks over both databases that this process found, by what became of them: `broken`, `elsewhere`.";
     LEAD_MOVES: Counter "crossfade_lead_moves_total" ["outcome"] "Attempts of this process to move the lead of a repository's writes: `moved`, `waited` for others and tries again, `failed`.";
     PROCESS_CPU: Counter "process_cpu_seconds_total" [] "User and system CPU time of the process.";
     PROCESS_RSS: Gauge "process_resident_memory_bytes" [] "Resident memory of the process.";

@@ -24,9 +24,13 @@ pub(super) struct Order {
 /// `key` holds the columns of a key of the only table read; empty when there is none.
 pub(super) fn of(select: &SelectStmt, key: &[String]) -> Order {
     let ordered = order_columns(select);
-    let literal_dependent = select.sort_clause.iter().any(|sort| position(sort).is_some());
-    let total =
-        one_row(select, key) || (!key.is_empty() && key.iter().all(|column| ordered.contains(&&**column)));
+    let literal_dependent = select.sort_clause.iter().any(|sort| position(sort).is_some())
+        || !select.sort_clause.is_empty()
+            && select.group_clause.iter().any(|node| constant_position(node).is_some());
+    let total = one_row(select, key)
+        || (!key.is_empty() && key.iter().all(|column| ordered.contains(&&**column)))
+        || groups_in_order(select)
+        || distinct_in_order(select);
     let ties = select.limit_option() == LimitOption::WithTies && !select.sort_clause.is_empty();
     let picks = (select.limit_count.as_deref().is_some_and(limits) && !ties)
         || select.limit_offset.is_some()
@@ -62,6 +66,81 @@ fn one_row(select: &SelectStmt, key: &[String]) -> bool {
         equal_columns(condition, range, &mut equal);
     }
     !key.is_empty() && key.iter().all(|column| equal.contains(&&**column))
+}
+
+/// One row for each group, and ORDER BY has all that the groups are made of.
+fn groups_in_order(select: &SelectStmt) -> bool {
+    let by = |node: &Node| match &node.node {
+        Some(N::ColumnRef(_)) => Some(node.clone()),
+        Some(N::AConst(_)) => {
+            constant_position(node).and_then(|at| target(select, at)?.val.as_deref().cloned())
+        }
+        _ => None,
+    };
+    let groups: Option<Vec<Node>> = select.group_clause.iter().map(by).collect();
+    let plain = matches!(select.op(), SetOperation::SetopNone | SetOperation::Undefined)
+        && select.distinct_clause.is_empty()
+        && select.target_list.iter().all(one_value);
+    plain
+        && groups
+            .is_some_and(|groups| !groups.is_empty() && groups.iter().all(|group| sorts_by(select, group)))
+}
+
+/// DISTINCT, and ORDER BY has every column of the result.
+fn distinct_in_order(select: &SelectStmt) -> bool {
+    let whole = select.distinct_clause.iter().all(|node| node.node.is_none());
+    let sorted = |node: &Node| match &node.node {
+        Some(N::ResTarget(target)) => target.val.as_deref().is_some_and(|value| sorts_by(select, value)),
+        _ => false,
+    };
+    let plain = matches!(select.op(), SetOperation::SetopNone | SetOperation::Undefined);
+    plain && !select.distinct_clause.is_empty() && whole && select.target_list.iter().all(sorted)
+}
+
+/// Does ORDER BY have this column?
+fn sorts_by(select: &SelectStmt, wanted: &Node) -> bool {
+    let column = |node: &Node| match &node.node {
+        Some(N::ColumnRef(column)) if !is_star(node) => {
+            column.fields.iter().map(|field| text(field).map(str::to_owned)).collect::<Option<Vec<_>>>()
+        }
+        _ => None,
+    };
+    let Some(wanted) = column(wanted) else { return false };
+    let sorts = |sort: &Node| {
+        let by = match position(sort) {
+            Some(position) => target(select, position).and_then(|t| t.val.as_deref()),
+            None => sort_node(sort),
+        };
+        let Some(name) = by.and_then(column) else { return false };
+        // A name that the select list gives hides the column of that name.
+        let hidden = match name.as_slice() {
+            [only] if position(sort).is_none() => alias(select, only).and_then(column),
+            _ => None,
+        };
+        hidden.unwrap_or(name) == wanted
+    };
+    let aliased = |sort: &Node| match (position(sort), sort_node(sort).and_then(column).as_deref()) {
+        (None, Some([only])) => alias(select, only).is_some_and(|node| column(node).is_none()),
+        _ => false,
+    };
+    select.sort_clause.iter().any(|sort| !aliased(sort) && sorts(sort))
+}
+
+/// No function that returns several rows is called.
+fn one_value(node: &Node) -> bool {
+    match &node.node {
+        Some(N::ResTarget(target)) => target.val.as_deref().is_some_and(one_value),
+        Some(N::ColumnRef(_)) => !is_star(node),
+        Some(N::AConst(_) | N::ParamRef(_)) => true,
+        Some(N::TypeCast(cast)) => cast.arg.as_deref().is_some_and(one_value),
+        Some(N::CoalesceExpr(e)) => e.args.iter().all(one_value),
+        Some(N::AExpr(e)) => [&e.lexpr, &e.rexpr].into_iter().flatten().all(|side| one_value(side)),
+        Some(N::FuncCall(call)) => {
+            let class = classify(texts(&call.funcname).last().copied().unwrap_or_default());
+            call.over.is_none() && matches!(class, Some(Builtin::Aggregate | Builtin::OrderedAggregate))
+        }
+        _ => false,
+    }
 }
 
 fn limits(node: &Node) -> bool {
@@ -155,7 +234,11 @@ fn sort_node(sort: &Node) -> Option<&Node> {
 
 /// `1` of ORDER BY 1.
 fn position(sort: &Node) -> Option<usize> {
-    match &sort_node(sort)?.node {
+    constant_position(sort_node(sort)?)
+}
+
+fn constant_position(node: &Node) -> Option<usize> {
+    match &node.node {
         Some(N::AConst(constant)) => match &constant.val {
             Some(Val::Ival(integer)) => usize::try_from(integer.ival).ok()?.checked_sub(1),
             Some(Val::Fval(_) | Val::Boolval(_) | Val::Sval(_) | Val::Bsval(_)) | None => None,

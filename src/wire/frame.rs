@@ -160,6 +160,30 @@ impl<'a> Fields<'a> {
         self.0 = rest;
         Ok(b)
     }
+
+    /// A signed 16-bit integer.
+    pub fn int16(&mut self) -> Result<i16, Malformed> {
+        self.array().map(i16::from_be_bytes)
+    }
+
+    /// A signed 32-bit integer.
+    pub fn int32(&mut self) -> Result<i32, Malformed> {
+        self.array().map(i32::from_be_bytes)
+    }
+
+    /// A length and that many bytes; a length of -1 is NULL.
+    pub fn value(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
+        let Ok(length) = usize::try_from(self.int32()?) else { return Ok(None) };
+        let (value, rest) = self.0.split_at_checked(length).ok_or(Malformed("no data left in message"))?;
+        self.0 = rest;
+        Ok(Some(value))
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (&bytes, rest) = self.0.split_first_chunk().ok_or(Malformed("no data left in message"))?;
+        self.0 = rest;
+        Ok(bytes)
+    }
 }
 
 /// The text of a Query frame: the body without its NUL, which must be the last byte and the only one.

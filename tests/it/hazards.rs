@@ -5,6 +5,7 @@
 //! ` => answer` behind it says what must be answered, in short form. `journal` waits until it is empty; `stop` and
 //! `start` are the follower's processes, frozen and let go.
 
+mod flip;
 mod rows;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,7 @@ mod mirror;
 mod mirror_install;
 mod mirror_lead;
 mod mirror_repair;
+mod mirror_waits;
 mod moves;
 mod operation;
 mod reload;

@@ -3,3 +3,4 @@
 mod moves;
 mod slices;
 mod steps;
+mod writers;

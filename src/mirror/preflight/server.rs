@@ -14,7 +14,7 @@ pub(super) fn servers(policy: &Policy, facts: &[Facts; 2], wanted: &[Wanted]) ->
         let way_out = way_out.to_owned();
         list.push(Finding { severity, side, repository: None, table: None, reason, way_out });
     };
-    if facts[0].system_identifier == facts[1].system_identifier {
+    if facts[0].system_identifier == facts[1].system_identifier && !facts[0].system_identifier.is_empty() {
         if facts[0].incarnation == facts[1].incarnation {
             add(
                 Severity::Refused,
@@ -31,6 +31,7 @@ pub(super) fn servers(policy: &Policy, facts: &[Facts; 2], wanted: &[Wanted]) ->
     }
     let mode =
         |w: &Wanted| policy.repositories.iter().find(|r| r.name == w.repository).map(|r| r.mirror.mode);
+    let synchronous = wanted.iter().any(|w| mode(w).is_some_and(Mode::is_synchronous));
     let atomic = wanted.iter().any(|w| mode(w) == Some(Mode::Atomic));
     for side in Side::BOTH {
         let facts = &facts[side.index()];
@@ -41,6 +42,15 @@ pub(super) fn servers(policy: &Policy, facts: &[Facts; 2], wanted: &[Wanted]) ->
         if !facts.creates && !facts.roles.is_empty() {
             let reason = format!("{user} may not create the schema crossfade");
             add(Severity::Refused, Some(side), reason, "GRANT CREATE ON DATABASE ... TO it");
+        }
+        if !facts.forbidden.is_empty() {
+            let list = facts.forbidden.join(", ");
+            let reason = format!(
+                "{user} may not run {list}: what became of a transaction cannot be known after a crash"
+            );
+            let way_out = format!("GRANT EXECUTE ON FUNCTION {list} TO {user}");
+            let severity = if synchronous { Severity::Refused } else { Severity::Warning };
+            add(severity, Some(side), reason, &way_out);
         }
         if atomic && facts.max_prepared == 0 {
             let reason = "max_prepared_transactions is 0, and mirror = \"atomic\" prepares transactions on the follower".to_owned();

@@ -1,6 +1,6 @@
 //! Statements of our own before and behind a client's unit on the lead.
 
-use super::{Duty, own};
+use super::{Duty, Stopped, own};
 use crate::{
     backend::{
         script::{Reply, Script, values},
@@ -8,8 +8,8 @@ use crate::{
     },
     mirror::write_set::{Malformed, WriteSet},
     proxy::{
-        client::{Client, Unit},
-        flight::{Flight, Hold},
+        client::{Client, End, Unit},
+        flight::{Broken, Flight, Hold},
     },
     route::policy::Mode,
 };
@@ -25,6 +25,7 @@ impl Client {
     ) {
         let (Duty::Wrap(repositories) | Duty::Arm(repositories)) = duty else { return };
         let wraps = matches!(duty, Duty::Wrap(_));
+        self.take_off(server, repositories);
         // A batch may name a portal that is not there: it must not find ours.
         let alone = wraps && matches!(unit, Unit::Simple { .. });
         let mut script = if alone { Script::default() } else { Script::beside() };
@@ -48,11 +49,21 @@ impl Client {
         &mut self,
         server: &mut Server,
         flight: &mut Flight,
-    ) -> std::io::Result<()> {
+    ) -> Result<(), Broken> {
         let Some((script, _)) = flight.mirrored.before.take().map(|b| *b) else { return Ok(()) };
-        let reply = script.reply(server, &self.shard.buffers).await?;
-        flight.mirrored.mute = reply.error.is_some();
-        flight.mirrored.refused = reply.error;
+        let refused = match self.heeded(script, server).await {
+            Ok(reply) => reply.error,
+            Err(Stopped::Lost(why)) => return Err(Broken::Server(why)),
+            Err(Stopped::Ended(error)) => return Err(Broken::Client(End::Error(error))),
+            Err(Stopped::Server(error)) => Some(error),
+            Err(Stopped::Error(error)) => {
+                let mut said = bytes::BytesMut::new();
+                error.encode(self.id(), &mut said);
+                Some(said.to_vec())
+            }
+        };
+        flight.mirrored.mute = refused.is_some();
+        flight.mirrored.refused = refused;
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::{
     around::write_set,
     follower::{Failure, Pending, Work},
+    inflight::State,
     own,
 };
 use crate::{
@@ -16,7 +17,10 @@ use crate::{
     },
     error::ClientError,
     mirror::recovery::Gid,
-    proxy::{client::Client, flight::Flight},
+    proxy::{
+        client::{Client, End},
+        flight::{Broken, Flight},
+    },
     route::policy::{Ack, Mode, OnFailure},
     session::transaction::Status,
     wire::frame::{self, HEADER},
@@ -55,6 +59,8 @@ pub(in crate::proxy) enum Stopped {
     Error(ClientError),
     /// The lead's connection is lost.
     Lost(String),
+    /// The client's connection ends, with these words.
+    Ended(ClientError),
 }
 
 impl From<std::io::Error> for Stopped {
@@ -76,6 +82,7 @@ impl Client {
             return Err(Stopped::Server(without_context(&error)));
         }
         let mode = self.mode_of(repositories);
+        self.in_state(State::Applying);
         if mode == Mode::Async {
             return Ok(self.journaled(lead.side, repositories));
         }
@@ -92,8 +99,9 @@ impl Client {
         let gid = (mode == Mode::Atomic).then(|| self.gid(lead.side, &xid, epoch)).transpose();
         let applied = match gid {
             Ok(gid) => {
-                let work = Work { lead: lead.side, set: &set, gid };
-                Box::pin(self.apply(&work)).await
+                let work = Work { lead: lead.side, lead_pid: lead.process_id, set: &set, gid };
+                let applied = Box::pin(self.apply(&work)).await;
+                applied.map_err(|told| told.stops(self.shared.in_flight().as_deref()))?
             }
             Err(failure) => Err(failure),
         };
@@ -103,6 +111,7 @@ impl Client {
                     self.leave_stale(lead, set.journal).await?;
                 }
                 let journal = set.journal.filter(|_| !pending.stale);
+                self.in_state(if pending.is_prepared() { State::Prepared } else { State::Committing });
                 let waiting = Waiting { pending, lead: lead.side, journal, xid, epoch };
                 return Ok(Shipped::Waiting(Box::new(waiting)));
             }
@@ -142,23 +151,16 @@ impl Client {
 
     /// Runs statements of ours in the lead's transaction.
     async fn told(&self, script: Script, lead: &mut Server) -> Result<(), Stopped> {
-        let reply = self.answer_of(script, lead).await?;
+        Script::sync(lead);
+        self.shard.count_trip(lead.side);
+        let reply = self.heeded(script, lead).await?;
         reply.error.map_or(Ok(()), |error| Err(Stopped::Server(without_context(&error))))
     }
 
-    pub(in crate::proxy) async fn answer_of(
-        &self,
-        script: Script,
-        server: &mut Server,
-    ) -> std::io::Result<Reply> {
-        self.shard.count_trip(server.side);
-        script.run(server, &self.shard.buffers).await
-    }
-
     /// Asks for the write set, and waits.
-    pub(in crate::proxy) async fn ask(&self, lead: &mut Server, repositories: u64) -> std::io::Result<Reply> {
+    pub(in crate::proxy) async fn ask(&self, lead: &mut Server, repositories: u64) -> Result<Reply, Stopped> {
         self.shard.count_trip(lead.side);
-        self.ask_write_set(repositories, lead).reply(lead, &self.shard.buffers).await
+        self.heeded(self.ask_write_set(repositories, lead), lead).await
     }
 
     /// Ends a block of ours on the lead that was not committed.
@@ -168,7 +170,8 @@ impl Client {
         }
         let mut script = Script::default();
         script.call(lead, own::ROLLBACK, &[]);
-        self.answer_of(script, lead).await.map(drop)
+        self.shard.count_trip(lead.side);
+        script.run(lead, &self.shard.buffers).await.map(drop)
     }
 
     /// The block ends where it cannot be intercepted.
@@ -186,10 +189,11 @@ impl Client {
         lead: &mut Server,
         flight: &mut Flight,
         repositories: u64,
-    ) -> Result<(), String> {
+    ) -> Result<(), Broken> {
         match self.try_unwrap(lead, flight, repositories).await {
             Ok(()) => self.conn.output.extend_from_slice(&flight.mirrored.held),
-            Err(Stopped::Lost(why)) => return Err(why),
+            Err(Stopped::Lost(why)) => return Err(Broken::Server(why)),
+            Err(Stopped::Ended(error)) => return Err(Broken::Client(End::Error(error))),
             Err(Stopped::Server(error)) => {
                 flight.sqlstate = frame::error_field(&error[HEADER..], b'C').and_then(|c| c.try_into().ok());
                 self.conn.output.extend_from_slice(&error);
@@ -199,7 +203,7 @@ impl Client {
                 error.encode(self.id(), &mut self.conn.output);
             }
         }
-        self.roll_back_lead(lead).await.map_err(|e| e.to_string())?;
+        self.roll_back_lead(lead).await.map_err(|e| Broken::Server(e.to_string()))?;
         frame::put_ready(&mut self.conn.output, b'I');
         Ok(())
     }
@@ -212,7 +216,7 @@ impl Client {
     ) -> Result<(), Stopped> {
         // Asked for before it was known how the unit ends.
         let reply = match flight.mirrored.after.take() {
-            Some(script) => Some(script.reply(lead, &self.shard.buffers).await?),
+            Some(script) => Some(self.heeded(*script, lead).await?),
             None => None,
         };
         if let Some(error) = flight.mirrored.refused.take() {
@@ -228,7 +232,9 @@ impl Client {
         let shipped = self.ship(lead, repositories, reply).await?;
         let mut script = Script::default();
         script.call(lead, own::COMMIT, &[]);
-        let answer = match self.answer_of(script, lead).await {
+        Script::sync(lead);
+        self.shard.count_trip(lead.side);
+        let answer = match self.heeded_commit(script, lead).await {
             Ok(reply) => reply,
             Err(error) => {
                 let committed = self.resolve_lost(lead.side, shipped).await;
@@ -253,6 +259,7 @@ impl Client {
         if pending.stale {
             self.soil(lead, repositories); // once more: a look before the lead's COMMIT has seen nothing
         }
+        self.in_state(State::Committing);
         let shard = Rc::clone(&self.shard);
         let limit = self.current.config.mirror.apply_timeout;
         let end = async move {

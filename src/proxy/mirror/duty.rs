@@ -235,6 +235,7 @@ impl Client {
         } else {
             flight.mirrored.repositories = all;
         }
+        self.take_off(server, all);
         let numbers = self.numbers_of(all);
         let side = server.side.name();
         self.put_hidden(own::ARM, &[numbers.as_bytes(), side.as_bytes()], server);

@@ -1,8 +1,14 @@
 //! Rows on their way to the follower: one pipelined batch in a short transaction of its own.
 
-use std::{collections::BTreeSet, rc::Rc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::poll_fn,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
-use super::own;
+use super::{heed::Told, own};
 use crate::{
     Side,
     admin::http::BackendState,
@@ -65,50 +71,55 @@ impl Failure {
 /// What is to be applied.
 pub(super) struct Work<'a> {
     pub(super) lead: Side,
+    /// Process id of the lead's transaction.
+    pub(super) lead_pid: i32,
     pub(super) set: &'a WriteSet,
     /// Name of the prepared transaction, when there is to be one.
     pub(super) gid: Option<String>,
 }
 
 impl Client {
-    /// Puts the rows in place on the follower, uncommitted or prepared.
-    pub(super) async fn apply(&self, work: &Work<'_>) -> Result<Pending, Failure> {
+    /// Puts the rows in place on the follower, uncommitted or prepared; unless the client is told something before.
+    pub(super) async fn apply(&self, work: &Work<'_>) -> Result<Result<Pending, Failure>, Told> {
         let side = work.lead.other();
         let shard = &self.shard;
         let global = &shard.global;
         if global.mirror.is_avoided(side) || global.backend(side) == BackendState::Down {
-            return Err(Failure::Avoided(side));
+            return Ok(Err(Failure::Avoided(side)));
         }
         let mirror = self.current.config.mirror;
-        let tried = tokio::time::timeout(mirror.apply_timeout, self.try_apply(work, &mirror)).await;
-        let failure = match tried {
-            Ok(Ok(pending)) => return Ok(pending),
-            Ok(Err(failure)) => failure,
-            Err(_) => Failure::Unreachable(side, format!("no answer within {:?}", mirror.apply_timeout)),
+        let mut taken = None;
+        let tried = tokio::time::timeout(mirror.apply_timeout, self.try_apply(work, &mirror, &mut taken));
+        let failure = match self.heed(self.until(), tried).await {
+            Err(told) => {
+                if let Some(server) = taken {
+                    self.give_up(server);
+                }
+                return Err(told);
+            }
+            Ok(Ok(Ok(pending))) => return Ok(Ok(pending)),
+            Ok(Ok(Err(failure))) => failure,
+            Ok(Err(_)) => Failure::Unreachable(side, format!("no answer within {:?}", mirror.apply_timeout)),
         };
         if matches!(failure, Failure::Unreachable(..)) {
             global.mirror.avoid(side, mirror.retry_after);
         }
-        Err(failure)
+        Ok(Err(failure))
     }
 
-    async fn try_apply(&self, work: &Work<'_>, mirror: &Mirror) -> Result<Pending, Failure> {
+    /// `taken`: the connection that is at work.
+    async fn try_apply(
+        &self,
+        work: &Work<'_>,
+        mirror: &Mirror,
+        taken: &mut Option<Box<Server>>,
+    ) -> Result<Pending, Failure> {
         let side = work.lead.other();
         let pool = self.shard.apply_pool(side, &self.current.config);
         let limits =
             PoolLimits { user: mirror.connections, side: mirror.connections, retry: mirror.retry_after };
-        let taken = self.shard.checkout(&pool, limits, Some(mirror.apply_timeout), &self.shared).await;
-        let mut server = taken.map_err(|refused| {
-            Failure::Unreachable(
-                side,
-                match refused {
-                    Refused::Server(frame) => frame::error_text(&frame),
-                    Refused::Unreachable(why) => why.to_string(),
-                    Refused::Timeout => "no connection became free".to_owned(),
-                    Refused::Cancelled => "the client gave up".to_owned(),
-                },
-            )
-        })?;
+        let server = taken.insert(self.applier(&pool, limits).await?);
+        self.applied_by(server);
         let installed = self.shard.global.mirror.installed.load_full();
         // Whoever repairs or moves these repositories waits for us: cascades reach others than those armed.
         let of =
@@ -117,16 +128,17 @@ impl Client {
         let mut order = Order::Plain;
         for attempt in 0.. {
             let calls = batch(work.set, |n| installed.tables.get(&n), order)?;
-            let answer = self.send_rows(work, (&fences, &calls), &mut server).await;
+            let answer = self.send_rows(work, (&fences, &calls), server).await;
             let error = match answer {
                 Ok(Answer::Applied { prepared, stale }) => {
                     let gid = work.gid.clone().filter(|_| prepared);
+                    let server = taken.take().expect("it has just answered");
                     return Ok(Pending { server, gid, stale });
                 }
                 Ok(Answer::Refused(error)) => error,
                 Err(error) => return Err(Failure::Unreachable(side, error.to_string())),
             };
-            self.roll_back(&mut server).await.map_err(|e| Failure::Unreachable(side, e.to_string()))?;
+            self.roll_back(server).await.map_err(|e| Failure::Unreachable(side, e.to_string()))?;
             let code = frame::error_field(&error[frame::HEADER..], b'C').unwrap_or_default();
             let again = match code {
                 b"23505" | b"23P01" if order == Order::Plain => {
@@ -137,11 +149,44 @@ impl Client {
                 _ => false,
             };
             if !again || attempt == ATTEMPTS {
-                self.shard.give_back(&pool, server, std::time::Instant::now());
+                if let Some(server) = taken.take() {
+                    self.shard.give_back(&pool, server, std::time::Instant::now());
+                }
                 return Err(Failure::Refused(side, frame::error_text(&error)));
             }
         }
         unreachable!("the last attempt returns")
+    }
+
+    /// A live connection that applies rows, as soon as there is one.
+    async fn applier(&self, pool: &Rc<Pool>, limits: PoolLimits) -> Result<Box<Server>, Failure> {
+        let side = pool.key.side;
+        let refused = |refused| {
+            Failure::Unreachable(
+                side,
+                match refused {
+                    Refused::Server(frame) => frame::error_text(&frame),
+                    Refused::Unreachable(why) => why.to_string(),
+                    Refused::Timeout | Refused::Cancelled => "no connection became free".to_owned(),
+                },
+            )
+        };
+        // A pool's own way of waiting would hear the client's signals in our place.
+        loop {
+            if let Some(server) = poll_fn(|cx| Poll::Ready(self.shard.take_idle(cx, pool))).await {
+                return Ok(server);
+            }
+            let began = Instant::now();
+            self.shard.global.resumed(side).await;
+            let taken = pool.take(limits).await;
+            self.shard.count_wait(&self.shared.user, side, began.elapsed());
+            let mut server = taken.map_err(refused)?;
+            if self.shard.global.is_paused(side) {
+                pool.put(server, began); // while it waited
+            } else if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &self.shard.buffers))).await {
+                return Ok(server);
+            }
+        }
     }
 
     /// Sends one batch, and again what hit no row that should be there.
@@ -153,8 +198,9 @@ impl Client {
     ) -> std::io::Result<Answer> {
         let mut script = Script::default();
         script.call(server, own::BEGIN, &[]);
+        let lead = work.lead_pid.to_string();
         for number in fences {
-            script.call(server, own::FENCE, &[Some(number.to_string().as_bytes())]);
+            script.call(server, own::FENCE, &[Some(number.to_string().as_bytes()), Some(lead.as_bytes())]);
         }
         let whole = has_whole_rows(work.set);
         if whole {
@@ -272,6 +318,11 @@ fn hit(tag: &[u8]) -> bool {
 }
 
 impl Pending {
+    /// Does it survive a crash?
+    pub(super) fn is_prepared(&self) -> bool {
+        self.gid.is_some()
+    }
+
     /// Ends the follower's transaction as the lead's ended. `true`: it is known to have ended so.
     pub(super) async fn end(mut self, committed: bool, shard: &Rc<Shard>, limit: Duration) -> bool {
         let side = self.server.side;

@@ -13,6 +13,7 @@ use super::{
     background::managers,
     lead::{self, Leads},
     mover,
+    waits::{self, Waits},
 };
 use crate::{
     Side,
@@ -36,6 +37,7 @@ pub(in crate::proxy) struct Mirrored {
     pub(in crate::proxy) tables: Arc<Published>,
     pub(in crate::proxy) status: Arc<Status>,
     pub(in crate::proxy) leads: Arc<Leads>,
+    pub(super) waits: Arc<Waits>,
 }
 
 /// Ends the thread when it is dropped.
@@ -116,6 +118,8 @@ fn tasks(global: &Arc<Global>, config: &Config) -> Result<JoinSet<()>, crate::ba
     let (mirrored, global) = (&global.mirrored, Arc::downgrade(global));
     let mut tasks = JoinSet::new();
     tasks.spawn(mover::move_leads(Weak::clone(&global), managers.clone(), patience));
+    let limits = (config.mirror.deadlock_after, patience);
+    tasks.spawn(waits::watch(Weak::clone(&global), managers.clone(), limits));
     for side in Side::BOTH {
         let (tables, status) = (Arc::clone(&mirrored.tables), Arc::clone(&mirrored.status));
         let manager = managers[side.index()].clone();
@@ -124,7 +128,7 @@ fn tasks(global: &Arc<Global>, config: &Config) -> Result<JoinSet<()>, crate::ba
             Watcher::new(side, manager, (patience, grace), Arc::clone(&tables), Arc::clone(&status));
         tasks.spawn(watch_journal(side, watcher));
         let recoverer = Recoverer::new(side, managers.clone(), patience, Arc::clone(&status));
-        tasks.spawn(recover(side, recoverer));
+        tasks.spawn(recover(side, recoverer, Arc::clone(&mirrored.waits)));
         let repairer = Repairer::new(side, managers.clone(), settings, tables, Arc::clone(&status));
         tasks.spawn(repair(side, repairer, status));
     }
@@ -169,7 +173,7 @@ async fn repair(side: Side, mut repairer: Repairer, status: Arc<Status>) {
     }
 }
 
-async fn recover(side: Side, mut recoverer: Recoverer) {
+async fn recover(side: Side, mut recoverer: Recoverer, waits: Arc<Waits>) {
     let mut log = Quiet::default();
     loop {
         match recoverer.round().await {
@@ -182,7 +186,10 @@ async fn recover(side: Side, mut recoverer: Recoverer) {
                 sleep(jitter(IDLE)).await;
             }
         }
-        sleep(jitter(RECOVERY)).await;
+        tokio::select! {
+            () = sleep(jitter(RECOVERY)) => {}
+            () = waits.kicked(side) => {}
+        }
     }
 }
 
@@ -267,6 +274,13 @@ pub(in crate::proxy) fn collect(global: &Global) {
     }
     for (outcome, n) in global.mirrored.leads.moves() {
         metrics.set(&names::LEAD_MOVES, &[outcome.into()], n);
+    }
+    let waits = &global.mirrored.waits;
+    for (outcome, n) in waits.deadlocks().into_iter().filter(|(_, n)| *n > 0) {
+        metrics.set(&names::DEADLOCKS, &[outcome.into()], n);
+    }
+    for side in Side::BOTH.into_iter().filter(|side| waits.in_doubt(*side) > 0) {
+        metrics.set(&names::IN_DOUBT_WAITS, &[side.into()], waits.in_doubt(side));
     }
 }
 

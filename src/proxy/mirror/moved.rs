@@ -88,6 +88,7 @@ impl Client {
     ) -> Result<(), End> {
         let shard = Rc::clone(&self.shard);
         let (side, unit) = (server.side, late.unit);
+        self.shared.landed();
         self.registry.settle();
         server.known.settle();
         let rest = std::mem::take(&mut self.conn.input);

@@ -26,8 +26,13 @@ pub(super) async fn move_leads(global: Weak<Global>, managers: [Manager; 2], pat
     let mover = Mover::new(managers, patience);
     let mut wishes: HashMap<Vec<String>, Wish> = HashMap::new();
     let mut nap = LOOK;
+    let Some(mut edits) = global.upgrade().map(|global| global.live.subscribe()) else { return };
     loop {
-        sleep(jitter(nap)).await;
+        tokio::select! {
+            () = sleep(jitter(nap)) => {}
+            // What is edited forth and back is wanted anew.
+            _ = edits.changed() => {}
+        }
         let Some(strong) = global.upgrade() else { return };
         // Not held while we wait: the proxy may end.
         let (config, mirrored) = (strong.live.get(), strong.mirrored.clone());

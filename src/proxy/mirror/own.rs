@@ -29,9 +29,12 @@ pub(super) const LEAVE: Own<'static> = Own {
     name: "crossfade_leave",
     sql: "SELECT crossfade.leave($1::pg_catalog.int8, $2::pg_catalog.float8)",
 };
-/// On the follower, `$1` the number of a repository: a fence on it waits for us.
-pub(super) const FENCE: Own<'static> =
-    Own { name: "crossfade_fence", sql: "SELECT pg_catalog.pg_advisory_xact_lock_shared(407137, $1)" };
+/// On the follower, `$1` the number of a repository: a fence on it waits for us. `$2` the process id of the lead's transaction,
+/// for whoever looks for deadlocks.
+pub(super) const FENCE: Own<'static> = Own {
+    name: "crossfade_fence",
+    sql: "SELECT pg_catalog.pg_advisory_xact_lock_shared(407140, $2), pg_catalog.pg_advisory_xact_lock_shared(407137, $1)",
+};
 /// On the follower: rows without a key are put in once. `$1` the lead, `$2` the transaction.
 pub(super) const APPLIED: Own<'static> =
     Own { name: "crossfade_applied", sql: "INSERT INTO crossfade.applied (lead, xid) VALUES ($1, $2)" };

@@ -28,9 +28,11 @@ impl Client {
         flight: &mut Flight,
     ) -> Result<(), SendError> {
         let lost = |why: String| SendError::Broken(Broken::Server(why));
+        let ended = |error| SendError::Broken(Broken::Client(End::Error(error)));
         if duty == Duty::Spill {
             match self.spill(server).await {
                 Err(Stopped::Lost(why)) => return Err(lost(why)),
+                Err(Stopped::Ended(error)) => return Err(ended(error)),
                 // When the block has failed the unit will hear it.
                 Ok(()) | Err(Stopped::Server(_) | Stopped::Error(_)) => {}
             }
@@ -41,7 +43,7 @@ impl Client {
         let named = survey.query.as_ref().is_some_and(|q| q.plan.statements.iter().any(names_statement));
         let complete = !matches!(unit, Unit::Extended { complete: false, .. });
         if named || !complete {
-            self.settle_before(server, flight).await.map_err(|e| lost(e.to_string()))?;
+            self.settle_before(server, flight).await.map_err(SendError::Broken)?;
         }
         // Of an open batch nothing is sent before it is known who leads: what follows could not be sent again.
         if !complete && self.take_back(duty, server, flight).await.map_err(|e| lost(e.to_string()))? {
@@ -67,7 +69,9 @@ impl Client {
             self.shard.count_trip(server.side);
         }
         match duty {
-            Duty::Wrap(repositories) => self.unwrap(server, flight, repositories).await.map_err(lost),
+            Duty::Wrap(repositories) => {
+                self.unwrap(server, flight, repositories).await.map_err(SendError::Broken)
+            }
             Duty::Arm(_) => {
                 if flight.mirrored.mute {
                     let error = flight.mirrored.refused.take().unwrap_or_default();
@@ -91,10 +95,10 @@ impl Client {
         let repositories = self.txn.captured;
         let began = Instant::now();
         let mut flight = Flight::default();
-        let asked = self.ask(&mut server, repositories).await;
-        let shipped = match asked {
+        self.lands();
+        let shipped = match self.ask(&mut server, repositories).await {
             Ok(reply) => self.ship(&mut server, repositories, reply).await,
-            Err(error) => Err(Stopped::Lost(error.to_string())),
+            Err(stopped) => Err(stopped),
         };
         let shipped = match shipped {
             Ok(shipped) => shipped,
@@ -163,6 +167,7 @@ impl Client {
         self.txn.ended();
         self.txn.status = Status::Idle;
         self.shared.status.set(Status::Idle);
+        self.shared.landed();
         if held {
             let text = format!("lost the {} connection after the transaction was committed", choice.side);
             return Err(End::Error(ClientError::fatal("08006", text)));
@@ -186,6 +191,11 @@ impl Client {
             Stopped::Lost(why) => {
                 self.conn.consume(length, &shard.buffers);
                 return self.lead_lost(&choice, server, &why, &flight);
+            }
+            Stopped::Ended(error) => {
+                self.running(&server);
+                self.servers[choice.side.index()] = Some(server);
+                return Err(End::Error(error));
             }
             Stopped::Server(error) => said.extend_from_slice(&error),
             Stopped::Error(error) => {

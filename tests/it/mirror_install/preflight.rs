@@ -188,6 +188,38 @@ fn rights_of_the_control_user() {
     assert!(text.contains("refused: target: public.users: its row security applies to bob"), "{text}");
 }
 
+/// Without these functions nobody can tell whether a lead has crashed, and what became of its transactions.
+#[test]
+fn functions_that_say_who_a_server_is() {
+    let pair = Pair::new("preflight_control", "");
+    let bob =
+        pair.with("user = \"postgres\"\npassword = \"secret\"", "user = \"bob\"\npassword = \"bob-pw\"");
+    let expected = "refused: source: bob may not run pg_control_checkpoint()";
+    let (_, text) = bob.mirror(&["install"]);
+    assert!(!text.contains("may not run"), "{text}");
+    bob.admin(oldest()).run("REVOKE EXECUTE ON FUNCTION pg_control_checkpoint() FROM PUBLIC");
+    let (code, text) = bob.mirror(&["install"]);
+    assert!(code == 1 && text.contains(expected), "{text}");
+    assert!(!text.contains("target: bob may not run"), "{text}");
+    bob.admin(oldest()).run("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC");
+    let (_, text) = bob.mirror(&["install"]);
+    let both = "refused: source: bob may not run pg_control_system(), pg_control_checkpoint()";
+    assert!(
+        text.contains(both)
+            && text.contains("GRANT EXECUTE ON FUNCTION pg_control_system(), pg_control_checkpoint() TO bob"),
+        "{text}"
+    );
+    // From the journal alone nothing depends on it.
+    let bob = bob.with("mirror = \"journaled\"", "mirror = \"async\"");
+    let (_, text) = bob.mirror(&["install"]);
+    assert!(text.contains(&both.replace("refused", "warning")), "{text}");
+    bob.admin(oldest()).run(
+        "GRANT EXECUTE ON FUNCTION pg_control_system() TO bob; GRANT EXECUTE ON FUNCTION pg_control_checkpoint() TO bob",
+    );
+    let (_, text) = bob.mirror(&["install"]);
+    assert!(!text.contains("may not run"), "{text}");
+}
+
 #[test]
 fn the_same_database_twice() {
     // By another name, or the configuration itself would be refused.

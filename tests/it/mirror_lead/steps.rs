@@ -186,7 +186,8 @@ fn a_cascade_into_another_repository_takes_its_fence() {
     }
     source.run("BEGIN; SELECT crossfade.arm('{1}', 'source')");
     source.run("DELETE FROM parents");
-    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 407137 AND objid = 2";
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 407137 AND objid = 2 \
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     assert_eq!(bench.source().run(held).as_deref(), Some("1"));
     source.run("ROLLBACK");
 }

@@ -425,7 +425,7 @@ impl Wire {
         Self::rows(&self.until_ready(1)?)
     }
 
-    fn rows(frames: &[Frame]) -> Result<Rows, DbError> {
+    pub(crate) fn rows(frames: &[Frame]) -> Result<Rows, DbError> {
         match frames.iter().find(|f| f.kind == b'E') {
             Some(error) => Err(DbError::of(error)),
             None => Ok(frames.iter().filter(|f| f.kind == b'D').map(Frame::columns).collect()),
