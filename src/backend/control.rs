@@ -170,7 +170,7 @@ impl Manager {
 }
 
 /// A hostile `search_path` of role or database must not choose operators for us, and nothing may wait forever.
-const PIN: &str = "SET search_path TO pg_catalog; SET statement_timeout TO '60s'; SET lock_timeout TO '5s'; \
+const PIN: &str = "SET search_path TO pg_catalog; SET jit TO off; SET statement_timeout TO '60s'; SET lock_timeout TO '5s'; \
                    SET idle_in_transaction_session_timeout TO '60s'; SET DateStyle TO ISO";
 
 impl bb8::ManageConnection for Manager {

@@ -47,6 +47,15 @@ impl Script {
 
     /// Appends one execution, preparing the statement where the server does not know it.
     pub fn call(&mut self, server: &mut Server, own: Own<'_>, parameters: &[Option<&[u8]>]) {
+        self.call_as(server, own, parameters, TEXT);
+    }
+
+    /// As [`Script::call`]; the results come in binary.
+    pub fn call_binary(&mut self, server: &mut Server, own: Own<'_>, parameters: &[Option<&[u8]>]) {
+        self.call_as(server, own, parameters, BINARY);
+    }
+
+    fn call_as(&mut self, server: &mut Server, own: Own<'_>, parameters: &[Option<&[u8]>], results: &[u8]) {
         if server.known.get(own.name.as_bytes()).is_none() {
             server.known.set(own.name.as_bytes(), Some(NUMBER));
             server.known.settle();
@@ -59,7 +68,7 @@ impl Script {
             // One that failed may have left its portal open: what follows an error is skipped.
             close(out);
         }
-        put_bind(out, portal, own.name, parameters);
+        put_bind(out, portal, own.name, parameters, results);
         put_execute(out, portal);
         if self.beside {
             close(out);
@@ -198,8 +207,8 @@ pub fn values(row: &Bytes) -> Option<Vec<Option<Bytes>>> {
     Some(values)
 }
 
-/// Appends a Bind; `portal` with the zero at its end.
-pub fn put_bind(out: &mut BytesMut, portal: &[u8], name: &str, parameters: &[Option<&[u8]>]) {
+/// Appends a Bind; `portal` with the zero at its end, `results` are [`TEXT`] or [`BINARY`].
+pub fn put_bind(out: &mut BytesMut, portal: &[u8], name: &str, parameters: &[Option<&[u8]>], results: &[u8]) {
     frame::put(out, b'B', |b| {
         b.put_slice(portal);
         b.put_slice(name.as_bytes());
@@ -214,7 +223,7 @@ pub fn put_bind(out: &mut BytesMut, portal: &[u8], name: &str, parameters: &[Opt
                 }
             }
         }
-        b.put_u16(0);
+        b.put_slice(results);
     });
 }
 
@@ -234,6 +243,10 @@ pub fn close(out: &mut BytesMut) {
     });
 }
 
+/// Result formats of a Bind: none given, which is text for all.
+pub const TEXT: &[u8] = &[0, 0];
+/// One given, binary, for all.
+pub const BINARY: &[u8] = &[0, 1, 0, 1];
 /// The portal of our own statements beside a client's: with the zero at its end.
 pub const PORTAL: &[u8] = b"crossfade\0";
 /// Stands for every statement of ours in [`crate::session::prepared::Known`]; a client's never has it.

@@ -60,6 +60,8 @@ pub struct Server {
     pub patience: Duration,
     /// Its clock, in seconds since 1970, less this process's own; only where rows are applied.
     pub clock: f64,
+    /// Its last checkpoint as far as known when it was asked for a write set.
+    pub checkpoint: u64,
     /// Counted as handed out by its pool for as long as this is here.
     pub lease: Option<Lease>,
     /// Its place in the budget.
@@ -398,6 +400,7 @@ impl Travelling {
             gate: Rc::default(),
             patience: self.patience,
             clock: self.clock,
+            checkpoint: 0,
             lease: None,
             spent: false,
             permit: self.permit,

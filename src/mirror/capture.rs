@@ -147,9 +147,9 @@ impl Captured {
         self.key.iter().fold(Pins::default(), |all, column| all.with(column.kind.pins))
     }
 
-    /// `CREATE OR REPLACE FUNCTION` for the trigger with this suffix.
-    pub fn function(&self, suffix: char) -> String {
-        let body = self.body(suffix);
+    /// `CREATE OR REPLACE FUNCTION` for the trigger with this suffix: silent in sessions in which `control_user` applies rows.
+    pub fn function(&self, suffix: char, control_user: &str) -> String {
+        let body = self.body(suffix, control_user);
         let tag = tag(&body);
         let pins = pins(if "iud".contains(suffix) { self.trigger_pins() } else { Pins::default() });
         format!(
@@ -159,8 +159,9 @@ impl Captured {
     }
 
     /// Source text of the trigger function with this suffix, as `pg_proc.prosrc` has it after its first line break.
-    fn body(&self, suffix: char) -> String {
+    fn body(&self, suffix: char, control_user: &str) -> String {
         let number = self.number;
+        let head = head(self.repository, control_user);
         let one = |letter: char, row: &str| {
             format!(
                 "'\"{letter}{number}:' OPERATOR(pg_catalog.||) {} OPERATOR(pg_catalog.||) '\",'",
@@ -168,64 +169,69 @@ impl Captured {
             )
         };
         let entry = match suffix {
-            't' => return self.truncate_body(),
+            't' => return self.truncate_body(&head),
             'i' if self.key.is_empty() => {
                 let image = escaped(&format!("({} COLLATE pg_catalog.\"C\")", self.image("NEW")));
-                format!(
-                    "  entry := '\"R{number}:' OPERATOR(pg_catalog.||) {image} OPERATOR(pg_catalog.||) '\",';\n"
-                )
+                format!("'\"R{number}:' OPERATOR(pg_catalog.||) {image} OPERATOR(pg_catalog.||) '\",'")
             }
-            'u' | 'd' if self.key.is_empty() => return self.refusal(suffix),
-            'i' => format!("  entry := {};\n", one('I', "NEW")),
-            'd' => format!("  entry := {};\n", one('D', "OLD")),
+            'u' | 'd' if self.key.is_empty() => return self.refusal(suffix, &head),
+            'i' => one('I', "NEW"),
+            'd' => one('D', "OLD"),
             _ => {
                 let same: Vec<_> = self.key.iter().map(unchanged).collect();
-                format!(
-                    "  IF {} THEN\n    entry := {};\n  ELSE\n    entry := {} OPERATOR(pg_catalog.||) {};\n  END IF;\n",
-                    same.join(" AND "),
-                    one('U', "NEW"),
-                    one('D', "OLD"),
-                    one('I', "NEW")
-                )
+                let (same, update) = (same.join(" AND "), one('U', "NEW"));
+                let (gone, new) = (one('D', "OLD"), one('I', "NEW"));
+                format!("CASE WHEN {same} THEN {update} ELSE {gone} OPERATOR(pg_catalog.||) {new} END")
             }
         };
-        format!("{}{entry}{}", head(self.repository), tail(self.repository))
+        let tail = tail(self.repository);
+        format!("{}{head}  entry := {entry};\n{tail}", self.short_cut(&entry))
+    }
+
+    /// How most rows go: captured in the transaction, in as few steps as can be, since each step costs.
+    fn short_cut(&self, entry: &str) -> String {
+        let repository = self.repository;
+        format!(
+            "{DECLARE}  IF pg_catalog.octet_length(held) OPERATOR(pg_catalog.>) 0 AND pg_catalog.octet_length(held) OPERATOR(pg_catalog.<) {HELD_BYTES}
+    AND pg_catalog.octet_length(pg_catalog.current_setting('crossfade.fence_{repository}', true)) OPERATOR(pg_catalog.>) 0 THEN
+    held := pg_catalog.set_config('crossfade.keys', held OPERATOR(pg_catalog.||) {entry}, true);
+    RETURN NULL;
+  END IF;
+"
+        )
     }
 
     /// A partition's trigger has an argument. Emptied together with its root, it has nothing to add; alone, the repairer
     /// looks at every key: the partitions of the other side need not be the same.
-    fn truncate_body(&self) -> String {
+    fn truncate_body(&self, head: &str) -> String {
         let (number, repository) = (self.number, self.repository);
         format!(
-            "{}  entry := '\"T{number}:\",';\n  IF TG_NARGS OPERATOR(pg_catalog.>) 0 AND size OPERATOR(pg_catalog.>) 0 THEN\n    \
+            "{DECLARE}{head}  entry := '\"T{number}:\",';\n  IF TG_NARGS OPERATOR(pg_catalog.>) 0 AND size OPERATOR(pg_catalog.>) 0 THEN\n    \
              IF pg_catalog.strpos(held, entry) OPERATOR(pg_catalog.=) 0 THEN\n      \
              PERFORM crossfade.spill(held OPERATOR(pg_catalog.||) entry, '', {repository});\n    END IF;\n    RETURN NULL;\n  END IF;\n{}",
-            head(repository),
             tail(repository)
         )
     }
 
-    fn refusal(&self, suffix: char) -> String {
+    fn refusal(&self, suffix: char, head: &str) -> String {
         let word = if suffix == 'u' { "UPDATE" } else { "DELETE" };
         let message =
             format!("crossfade: {word} on {}.{}, which is mirrored and has no key", self.schema, self.name);
         format!(
-            "BEGIN\n  RAISE EXCEPTION USING ERRCODE = '55000', MESSAGE = {},\n    HINT = 'Add a primary key, or a unique index over columns that are NOT NULL, on both sides; then run crossfade mirror install.';\nEND;\n",
+            "{DECLARE}{head}  RAISE EXCEPTION USING ERRCODE = '55000', MESSAGE = {},\n    HINT = 'Add a primary key, or a unique index over columns that are NOT NULL, on both sides; then run crossfade mirror install.';\nEND;\n",
             literal(&message)
         )
     }
 
     /// `CREATE TRIGGER` on `on`, which is the table itself or, for TRUNCATE, one of its partitions.
-    pub fn trigger(&self, suffix: char, on: &Table, control_user: &str) -> String {
+    pub fn trigger(&self, suffix: char, on: &Table) -> String {
         let event = TRIGGERS.iter().find(|(s, _)| *s == suffix).map_or("", |(_, event)| event);
         let each = if suffix == 't' { "STATEMENT" } else { "ROW" };
         let argument = if *on == self.table() { "" } else { "'partition'" };
+        // No WHEN: Postgres reads such a condition from its stored form in each statement anew, for 25 us.
         format!(
-            "CREATE TRIGGER crossfade_{suffix} AFTER {event} ON {} FOR EACH {each} \
-             WHEN (pg_catalog.current_setting('crossfade.role', true) IS DISTINCT FROM 'apply' \
-             OR session_user <> {}) EXECUTE FUNCTION crossfade.c{}_{suffix}({argument})",
+            "CREATE TRIGGER crossfade_{suffix} AFTER {event} ON {} FOR EACH {each} EXECUTE FUNCTION crossfade.c{}_{suffix}({argument})",
             qualified(&on.schema, &on.name),
-            literal(control_user),
             self.number
         )
     }
@@ -263,15 +269,16 @@ fn escaped(text: &str) -> String {
     format!("pg_catalog.replace(pg_catalog.replace({text}, E'\\\\', E'\\\\\\\\'), '\"', E'\\\\\"')")
 }
 
-/// A transaction that was armed for other repositories (a cascade, a trigger) takes the fence of this one first.
-fn head(repository: i32) -> String {
+/// Whoever applies rows is not captured. A transaction that was armed for other repositories (a cascade, a trigger) takes the
+/// fence of this one first.
+fn head(repository: i32, control_user: &str) -> String {
+    let user = literal(control_user);
     format!(
-        "#variable_conflict use_variable
-DECLARE
-  held pg_catalog.text := pg_catalog.current_setting('crossfade.keys', true);
-  size pg_catalog.int4 := pg_catalog.octet_length(held);
-  entry pg_catalog.text;
-BEGIN
+        "  IF pg_catalog.current_setting('crossfade.role', true) OPERATOR(pg_catalog.=) 'apply'
+    AND session_user OPERATOR(pg_catalog.=) {user}::pg_catalog.name THEN
+    RETURN NULL;
+  END IF;
+  size := pg_catalog.octet_length(held);
   IF size OPERATOR(pg_catalog.>) 0 AND (pg_catalog.octet_length(pg_catalog.current_setting('crossfade.fence_{repository}', true))
     OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
     PERFORM crossfade.fence({repository});
@@ -279,6 +286,15 @@ BEGIN
 "
     )
 }
+
+/// How each trigger function begins.
+const DECLARE: &str = "#variable_conflict use_variable
+DECLARE
+  held pg_catalog.text := pg_catalog.current_setting('crossfade.keys', true);
+  size pg_catalog.int4;
+  entry pg_catalog.text;
+BEGIN
+";
 
 /// An assignment of one expression runs without a query of its own.
 fn tail(repository: i32) -> String {
@@ -313,7 +329,8 @@ fn pins(pins: Pins) -> String {
 ///
 /// It runs as the control user, since a client need not be allowed to read what it writes; hence the token.
 pub fn collect(tables: &[Captured], token_sha256: &str) -> String {
-    // `search_path` is pinned once, by its own clause.
+    // `search_path` is pinned once, by its own clause. Rows are looked up by key: a plan made while a table was small must
+    // not read all of it once it has grown.
     let all = tables.iter().fold(Pins::default(), |all, table| all.with(table.pins));
     let settings = pins(all).replace(" SET search_path = pg_catalog, pg_temp", "");
     let mut sorted: Vec<&Captured> = tables.iter().collect();
@@ -325,8 +342,8 @@ pub fn collect(tables: &[Captured], token_sha256: &str) -> String {
     let tag = tag(&body);
     format!(
         "CREATE OR REPLACE FUNCTION crossfade.collect(journal boolean, token text)\n\
-         RETURNS TABLE (relation int, ops text, key text, image text) LANGUAGE plpgsql VOLATILE SECURITY DEFINER\n\
-         SET search_path = pg_catalog, pg_temp SET row_security = off{settings} AS {tag}\n{body}{tag};\n\
+         RETURNS text[] LANGUAGE plpgsql VOLATILE SECURITY DEFINER\n\
+         SET search_path = pg_catalog, pg_temp SET row_security = off SET enable_seqscan = off{settings} AS {tag}\n{body}{tag};\n\
          REVOKE ALL ON FUNCTION crossfade.collect(boolean, text) FROM PUBLIC;\n\
          GRANT EXECUTE ON FUNCTION crossfade.collect(boolean, text) TO PUBLIC"
     )
@@ -348,77 +365,51 @@ fn branch(tables: &[&Captured], text: &mut String) {
     }
 }
 
-/// What stands before the last TRUNCATE of its table is void. T comes first, then keys and rows as they came. A few
-/// entries are grouped by hand: a query for it costs more than all the rest.
+/// What it gives: `!` when all is in the journal, the transaction, its row in the journal, then in pairs an entry and its
+/// final row. One array, since a set of rows costs four times as much. Entries are gathered by key where there are many,
+/// else by who reads them; what stands before the last TRUNCATE of its table is void, and T comes first.
 const COLLECT: &str = "#variable_conflict use_variable
 DECLARE
-  held text := current_setting('crossfade.keys', true);
+  held text := coalesce(current_setting('crossfade.keys', true), '');
+  overflow text := CASE left(held, 1) WHEN '!' THEN '!' ELSE '' END;
   collected text[];
-  names text[];
-  letters text[];
+  result text[];
   parts text[];
   entry text;
-  letter text;
   number int;
   k text;
-  found int := 0;
-  at int;
+  image text;
+  at int := 4;
 BEGIN
   IF sha256(convert_to(token, 'UTF8')) IS DISTINCT FROM decode('@sha256', 'hex') THEN
     RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'crossfade: only the proxy may read write sets';
   END IF;
-  relation := 0;
-  ops := '';
-  IF held <> '' THEN
-    IF left(held, 1) = '!' THEN
-      ops := '!';
-    END IF;
-    IF length(held) > 1 THEN
-      collected := ('{' || rtrim(substr(held, 2), ',') || '}')::text[];
+  IF length(held) > 1 THEN
+    collected := ('{' || rtrim(substr(held, 2), ',') || '}')::text[];
+    IF journal OR overflow <> '' THEN
+      INSERT INTO crossfade.journal (xid, sync, entries) VALUES (pg_current_xact_id(), overflow = '', collected)
+      RETURNING id::text INTO image;
     END IF;
   END IF;
-  IF collected IS NOT NULL AND (journal OR ops = '!') THEN
-    INSERT INTO crossfade.journal (xid, sync, entries) VALUES (pg_current_xact_id(), ops = '', collected)
-    RETURNING id::text INTO image;
+  result := ARRAY[overflow, pg_current_xact_id_if_assigned()::text, image];
+  IF collected IS NULL OR overflow <> '' THEN
+    RETURN result;
   END IF;
-  key := pg_current_xact_id_if_assigned()::text;
-  RETURN NEXT;
-  IF collected IS NULL OR ops = '!' THEN
-    RETURN;
-  END IF;
-  IF cardinality(collected) <= 64 AND strpos(held, '\"T') = 0 THEN
-    FOREACH entry IN ARRAY collected LOOP
-      letter := left(entry, 1);
-      k := substr(entry, 2);
-      at := CASE WHEN letter = 'R' THEN NULL ELSE array_position(names, k) END;
-      IF at IS NULL THEN
-        found := found + 1;
-        names[found] := k;
-        letters[found] := letter;
-      ELSE
-        letters[at] := letters[at] || letter;
-      END IF;
-    END LOOP;
-  ELSE
+  IF cardinality(collected) > 64 OR strpos(held, '\"T') > 0 THEN
 @group
   END IF;
-  FOR at IN 1 .. found LOOP
-    entry := names[at];
-    ops := letters[at];
-    number := split_part(entry, ':', 1)::int;
-    k := substr(entry, strpos(entry, ':') + 1);
-    relation := number;
+  FOREACH entry IN ARRAY collected LOOP
     image := NULL;
-    IF ops = 'T' THEN
-      key := NULL;
-    ELSIF ops = 'R' THEN
-      key := NULL; image := k;
-    ELSE
-      key := k;
+    IF left(entry, 1) <> 'R' AND left(entry, 1) <> 'T' THEN
+      number := ltrim(split_part(entry, ':', 1), 'IUD')::int;
+      k := substr(entry, strpos(entry, ':') + 1);
 @lookups
     END IF;
-    RETURN NEXT;
+    result[at] := entry;
+    result[at + 1] := image;
+    at := at + 2;
   END LOOP;
+  RETURN result;
 END;
 ";
 
@@ -434,8 +425,7 @@ const GROUP: &str = "    WITH entries AS (
       FROM valid v WHERE v.emptied IS NULL OR v.place >= v.emptied
       GROUP BY v.name COLLATE \"C\", CASE v.op WHEN 'R' THEN v.place WHEN 'T' THEN -1 ELSE 0 END
     )
-    SELECT array_agg(g.name ORDER BY g.ops IS NOT NULL, g.place), array_agg(coalesce(g.ops, 'T') ORDER BY g.ops IS NOT NULL, g.place),
-           count(*) INTO names, letters, found FROM grouped g;";
+    SELECT array_agg(coalesce(g.ops, 'T') || g.name ORDER BY g.ops IS NOT NULL, g.place) INTO collected FROM grouped g;";
 
 #[cfg(test)]
 mod tests {
@@ -485,7 +475,7 @@ mod tests {
             for (suffix, _) in TRIGGERS {
                 // RAISE ... USING takes `=` for what is no operator.
                 let body = table
-                    .body(suffix)
+                    .body(suffix, "it's")
                     .replace("ERRCODE =", "")
                     .replace("MESSAGE =", "")
                     .replace("HINT =", "");
@@ -508,15 +498,15 @@ mod tests {
     fn settings_are_pinned_only_where_they_matter() {
         let mut stamp = column("id", "timestamptz");
         stamp.kind.pins = Pins::DATE.with(Pins::ZONE);
-        let function = table(vec![stamp]).function('i');
+        let function = table(vec![stamp]).function('i', "u");
         assert!(
             function.contains("plpgsql SET DateStyle = 'ISO, YMD' SET TimeZone = 'UTC' AS"),
             "{function}"
         );
         let mut table = table(vec![column("id", "int4")]);
         table.pins = Pins::ALL;
-        assert!(!table.function('u').contains(" SET "));
-        assert!(collect(&[table], "00").contains("SET row_security = off SET DateStyle"));
+        assert!(!table.function('u', "u").contains(" SET "));
+        assert!(collect(&[table], "00").contains("SET enable_seqscan = off SET DateStyle"));
     }
 
     #[test]
@@ -524,7 +514,7 @@ mod tests {
         assert_eq!(literal("it's"), "'it''s'");
         assert_eq!(literal(r"a\b'"), r"E'a\\b'''");
         assert_eq!(qualified("a", "b\"c"), r#""a"."b""c""#);
-        let function = table(vec![]).function('i');
+        let function = table(vec![]).function('i', "u");
         assert!(function.contains("AS $crossfade1$"), "{function}");
     }
 

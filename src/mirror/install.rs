@@ -183,7 +183,12 @@ pub async fn install(config: &Config, only: Option<&str>, patience: Duration) ->
     let token = registry::token(&sides.clients).await?;
     // Numbers and functions are on both sides before the first trigger fires.
     for side in Side::BOTH {
-        let sql = functions(side, &plan.registry, &sides.shapes[side.index()], &token);
+        let sql = functions(
+            (side, &sides.users[side.index()]),
+            &plan.registry,
+            &sides.shapes[side.index()],
+            &token,
+        );
         let client = &mut sides.clients[side.index()];
         if registry::write(side, client, &plan.registry, &token, &sql).await? {
             report
@@ -195,10 +200,9 @@ pub async fn install(config: &Config, only: Option<&str>, patience: Duration) ->
         let captured = plan::captured(&plan.registry, &sides.shapes[side.index()]);
         for wanted in &plan.install {
             let Some(table) = captured.iter().find(|c| c.table() == wanted.table) else { continue };
-            let user = sides.users[side.index()].clone();
             let shape = &sides.shapes[side.index()];
             let client = &mut sides.clients[side.index()];
-            let done = triggers::install(side, client, &user, table, shape, patience).await?;
+            let done = triggers::install(side, client, table, shape, patience).await?;
             report.done.extend(done);
         }
     }
@@ -289,7 +293,7 @@ pub async fn missing(sides: &Sides, policy: &Policy) -> Result<Vec<Missing>, Err
     let token = registry::token(&sides.clients).await?;
     for side in Side::BOTH {
         let (client, shape) = (&sides.clients[side.index()], &sides.shapes[side.index()]);
-        let sql = functions(side, &plan.registry, shape, &token);
+        let sql = functions((side, &sides.users[side.index()]), &plan.registry, shape, &token);
         if !registry::is_current(side, client, &plan.registry, &sql).await? {
             let what = "functions or columns are not up to date".to_owned();
             missing.push(Missing { side, table: String::new(), what });
@@ -301,8 +305,7 @@ pub async fn missing(sides: &Sides, policy: &Policy) -> Result<Vec<Missing>, Err
                 missing.push(Missing { side, table, what: "is not captured".to_owned() });
                 continue;
             };
-            let user = &sides.users[side.index()];
-            for what in triggers::missing(found, shape, user) {
+            for what in triggers::missing(found, shape) {
                 missing.push(Missing { side, table: table.clone(), what });
             }
         }
@@ -315,13 +318,13 @@ pub async fn look(config: &Config) -> Result<Vec<Missing>, Error> {
     missing(&Sides::open(config).await?, &config.policy).await
 }
 
-/// All functions of a side, in one text.
-fn functions(side: Side, registry: &Registry, shape: &Shape, token: &str) -> String {
+/// All functions of a side, in one text; `user` is its control user.
+fn functions((side, user): (Side, &str), registry: &Registry, shape: &Shape, token: &str) -> String {
     let captured = plan::captured(registry, shape);
     let mut sql = schema::functions(side);
     for table in &captured {
         for (suffix, _) in TRIGGERS {
-            let _ = writeln!(sql, "{};", table.function(suffix));
+            let _ = writeln!(sql, "{};", table.function(suffix, user));
             let _ =
                 writeln!(sql, "REVOKE ALL ON FUNCTION crossfade.c{}_{suffix}() FROM PUBLIC;", table.number);
         }

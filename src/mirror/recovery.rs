@@ -21,7 +21,7 @@ pub struct Gid {
     pub xid: u64,
     /// Who prepared it: letters, digits and hyphens.
     pub instance: String,
-    /// Log position of the lead's last checkpoint, read when its transaction had written. A lead that crashes gives numbers
+    /// Log position of the lead's last checkpoint, or of one before it, known before its write set was read. A lead that crashes gives numbers
     /// of transactions again whose log had not reached its disk; its recovery ends with a checkpoint.
     pub epoch: u64,
 }
@@ -47,6 +47,12 @@ impl Identity {
         let timeline: Option<i32> = row.try_get(1).ok()?;
         Some(Self { system: system.parse().ok()?, timeline: u32::try_from(timeline?).ok()? })
     }
+}
+
+/// [`LAST_CHECKPOINT`] of this server; `None`: it does not say.
+pub async fn last_checkpoint(session: &Session) -> Result<Option<u64>, Error> {
+    let rows = session.rows(&format!("SELECT {LAST_CHECKPOINT}"), &[]).await?;
+    Ok(rows.first().and_then(|r| r.try_get::<_, String>(0).ok()?.parse().ok()))
 }
 
 impl Gid {
@@ -281,8 +287,7 @@ impl Recoverer {
             }
             Err(error) if error.is_fatal() => Err(error),
             Err(error) => {
-                let rows = lead.rows(&format!("SELECT {LAST_CHECKPOINT}"), &[]).await?;
-                let checkpoint = rows.first().and_then(|r| r.try_get::<_, String>(0).ok()?.parse().ok());
+                let checkpoint = last_checkpoint(lead).await?;
                 let outcome = Outcome::Refused(error.sqlstate().unwrap_or_default().to_owned());
                 Ok((checkpoint.map(|c| (identity, c)), outcome))
             }

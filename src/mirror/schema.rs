@@ -41,6 +41,13 @@ ALTER TABLE crossfade.journal SET (autovacuum_vacuum_scale_factor = 0, autovacuu
   autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
 INSERT INTO crossfade.meta VALUES ('version', '1'), ('next_table', '1'), ('next_repository', '1')
   ON CONFLICT DO NOTHING;
+-- They gave sets of rows once.
+DO $$ BEGIN
+  IF EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'crossfade'::regnamespace AND p.proname = 'write_set' AND p.proretset) THEN
+    DROP FUNCTION crossfade.write_set(boolean, text);
+    DROP FUNCTION crossfade.collect(boolean, text);
+  END IF;
+END $$;
 -- ALTER DEFAULT PRIVILEGES may have given them to others, and meta holds a secret.
 DO $$
 DECLARE one record;
@@ -192,10 +199,10 @@ GRANT EXECUTE ON FUNCTION crossfade.leave(bigint, double precision) TO PUBLIC;
 /// Runs as the client and with its settings: deferred triggers are the client's code.
 const WRITE_SET: &str = "
 CREATE OR REPLACE FUNCTION crossfade.write_set(journal boolean, token text)
-RETURNS TABLE (relation int, ops text, key text, image text) LANGUAGE plpgsql VOLATILE AS $crossfade$
+RETURNS text[] LANGUAGE plpgsql VOLATILE AS $crossfade$
 BEGIN
   SET CONSTRAINTS ALL IMMEDIATE;
-  RETURN QUERY SELECT c.relation, c.ops, c.key, c.image FROM crossfade.collect(journal, token) c;
+  RETURN crossfade.collect(journal, token);
 END $crossfade$;
 REVOKE ALL ON FUNCTION crossfade.write_set(boolean, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION crossfade.write_set(boolean, text) TO PUBLIC;

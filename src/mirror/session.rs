@@ -284,7 +284,7 @@ impl Session {
 }
 
 /// Text must mean the same on both sides, whatever their defaults, and the newest state is to be seen.
-const PIN: &str = "SET search_path TO pg_catalog; SET DateStyle TO 'ISO, MDY'; SET IntervalStyle TO postgres; \
+const PIN: &str = "SET search_path TO pg_catalog; SET jit TO off; SET DateStyle TO 'ISO, MDY'; SET IntervalStyle TO postgres; \
                    SET TimeZone TO 'UTC'; SET extra_float_digits TO 1; SET bytea_output TO hex; \
                    SET lc_monetary TO 'C'; SET xmloption TO content; SET array_nulls TO on; \
                    SET client_encoding TO 'UTF8'; SET default_transaction_isolation TO 'read committed'; \

@@ -261,6 +261,7 @@ impl Shard {
             gate: Rc::default(),
             patience: config.timeouts.server_connect,
             clock: 0.0,
+            checkpoint: 0,
             lease: None,
             permit,
         };

@@ -11,7 +11,7 @@ use super::{Error, label, with_partitions};
 use crate::{
     Side,
     mirror::{
-        capture::{Captured, TRIGGERS, literal, qualified},
+        capture::{Captured, TRIGGERS, qualified},
         shape::{Shape, Trigger},
     },
     statement::Table,
@@ -23,7 +23,7 @@ const SHORTEST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Statements that bring the triggers of a table up to date; none when they are.
-fn statements(captured: &Captured, shape: &Shape, user: &str) -> Vec<String> {
+fn statements(captured: &Captured, shape: &Shape) -> Vec<String> {
     let mut sql = Vec::new();
     for on in with_partitions(captured, shape) {
         let root = *on == captured.table();
@@ -31,11 +31,11 @@ fn statements(captured: &Captured, shape: &Shape, user: &str) -> Vec<String> {
             let name = format!("crossfade_{suffix}");
             let found = shape.tables.get(on).and_then(|table| table.trigger(&name));
             let table = qualified(&on.schema, &on.name);
-            if !found.is_some_and(|found| is_right(found, captured, suffix, user)) {
+            if !found.is_some_and(|found| is_right(found, captured, suffix)) {
                 if found.is_some() {
                     sql.push(format!("DROP TRIGGER {name} ON {table}"));
                 }
-                sql.push(captured.trigger(suffix, on, user));
+                sql.push(captured.trigger(suffix, on));
             }
         }
     }
@@ -45,10 +45,10 @@ fn statements(captured: &Captured, shape: &Shape, user: &str) -> Vec<String> {
     sql
 }
 
-fn is_right(found: &Trigger, captured: &Captured, suffix: char, user: &str) -> bool {
+fn is_right(found: &Trigger, captured: &Captured, suffix: char) -> bool {
     found.function.schema == "crossfade"
         && found.function.name == format!("c{}_{suffix}", captured.number)
-        && found.definition.contains(&format!("{}::name", literal(user)))
+        && !found.definition.contains(" WHEN (")
 }
 
 /// Triggers, also the ones that partitions have from their root, that a session in replica role would not fire.
@@ -67,7 +67,7 @@ fn not_always(captured: &Captured, shape: &Shape, made: &[String]) -> Vec<(Table
 }
 
 /// What is not as it should be, in words.
-pub(super) fn missing(captured: &Captured, shape: &Shape, user: &str) -> Vec<String> {
+pub(super) fn missing(captured: &Captured, shape: &Shape) -> Vec<String> {
     let mut list = Vec::new();
     for on in with_partitions(captured, shape) {
         for (suffix, _) in TRIGGERS {
@@ -75,7 +75,7 @@ pub(super) fn missing(captured: &Captured, shape: &Shape, user: &str) -> Vec<Str
             let found = shape.tables.get(on).and_then(|table| table.trigger(&name));
             let what = match found {
                 None => "has no trigger",
-                Some(found) if !is_right(found, captured, suffix, user) => "has an outdated trigger",
+                Some(found) if !is_right(found, captured, suffix) => "has an outdated trigger",
                 Some(found) if found.enabled != 'A' => "does not always fire the trigger",
                 Some(_) => continue,
             };
@@ -89,12 +89,11 @@ pub(super) fn missing(captured: &Captured, shape: &Shape, user: &str) -> Vec<Str
 pub(super) async fn install(
     side: Side,
     client: &mut Client,
-    user: &str,
     captured: &Captured,
     shape: &Shape,
     patience: Duration,
 ) -> Result<Vec<String>, Error> {
-    let sql = statements(captured, shape, user);
+    let sql = statements(captured, shape);
     if sql.is_empty() {
         return Ok(Vec::new());
     }

@@ -86,9 +86,12 @@ impl Client {
     }
 
     fn put_write_set(&self, script: &mut Script, server: &mut Server) {
-        let token = self.shard.global.mirror.tokens[server.side.index()].load();
+        let state = &self.shard.global.mirror;
+        let token = state.tokens[server.side.index()].load();
         let token = token.as_ref().map_or(&b""[..], |t| t.as_bytes());
-        script.call(server, own::WRITE_SET, &[Some(b"t"), Some(token)]);
+        // Looked up before it is asked: the answer proves that the server has not crashed since.
+        server.checkpoint = state.checkpoint(server.side);
+        script.call_binary(server, own::WRITE_SET, &[Some(b"t"), Some(token)]);
     }
 
     /// What all these repositories promise: two-phase commit only when each of them wants it, and the journal alone
@@ -118,5 +121,6 @@ impl Client {
 
 /// Reads the answer of `crossfade.write_set`.
 pub(super) fn write_set(reply: &Reply) -> Result<WriteSet, Malformed> {
-    WriteSet::read(reply.rows.iter().map(values))
+    let row = reply.rows.first().and_then(values).ok_or(Malformed)?;
+    WriteSet::read(row.into_iter().next().flatten().ok_or(Malformed)?)
 }

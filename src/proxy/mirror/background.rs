@@ -9,7 +9,10 @@ use crate::{
     Side,
     backend::control::{self, Manager},
     config::Config,
-    mirror::{recovery::Identity, session::Session},
+    mirror::{
+        recovery::{Identity, last_checkpoint},
+        session::Session,
+    },
     proxy::{global::Global, health::Controls},
 };
 
@@ -91,10 +94,12 @@ async fn look(global: Arc<Global>, side: Side) {
             let identity = Identity::load(open).await?;
             let rows = open.rows(TOKEN, &[]).await?;
             let token = rows.first().and_then(|row| row.try_get::<_, Option<String>>(0).ok().flatten());
-            Ok::<_, crate::mirror::session::Error>((identity, token))
+            let checkpoint = last_checkpoint(open).await?;
+            Ok::<_, crate::mirror::session::Error>((identity, token, checkpoint))
         };
         match learned.await {
-            Ok((identity, token)) => {
+            Ok((identity, token, checkpoint)) => {
+                state.set_checkpoint(side, checkpoint.unwrap_or_default());
                 state.identity[side.index()].store(identity.map(Arc::new));
                 state.tokens[side.index()].store(token.map(Arc::new));
                 state.refresh(&global.mirrored.tables);

@@ -95,7 +95,7 @@ impl Client {
             return Ok(self.journaled(lead.side, repositories));
         }
         let xid = set.xid.clone().unwrap_or_default();
-        let epoch = set.epoch.unwrap_or_default();
+        let epoch = lead.checkpoint;
         let gid = (mode == Mode::Atomic).then(|| self.gid(lead.side, &xid, epoch)).transpose();
         let applied = match gid {
             Ok(gid) => {

@@ -255,7 +255,7 @@ impl Client {
         script::close(&mut server.conn.output);
         server.known.touch(name);
         self.pipeline.sent(Expect::HiddenClose);
-        script::put_bind(&mut server.conn.output, script::PORTAL, own.name, &parameters);
+        script::put_bind(&mut server.conn.output, script::PORTAL, own.name, &parameters, script::TEXT);
         self.pipeline.sent(Expect::HiddenBind);
         script::put_execute(&mut server.conn.output, script::PORTAL);
         server.known.touch(name);

@@ -70,6 +70,7 @@ async fn status(controls: &Controls, side: Side, xid: &str) -> Result<Told, (Opt
 pub(in crate::proxy) async fn clean(global: Arc<Global>, controls: Arc<Controls>) {
     let mut ticks = tokio::time::interval(CLEAN);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut dead = [0, 0];
     loop {
         ticks.tick().await;
         for lead in Side::BOTH {
@@ -77,6 +78,11 @@ pub(in crate::proxy) async fn clean(global: Arc<Global>, controls: Arc<Controls>
             let ids = global.mirror.take_done(lead);
             if ids.is_empty() {
                 continue;
+            }
+            dead[lead.index()] += ids.len();
+            if dead[lead.index()] >= VACUUM {
+                dead[lead.index()] = 0;
+                tokio::spawn(vacuum(Arc::clone(&controls), lead));
             }
             if let Err(why) = delete(&controls, lead, &ids).await {
                 tracing::debug!(side = %lead, why, "journal rows could not be deleted yet");
@@ -119,6 +125,20 @@ async fn age(global: &Global, controls: &Controls, lead: Side) {
     soil();
 }
 
+/// Autovacuum comes once a minute at best. A journal that turns over thousands of rows a second would be read through its
+/// dead rows by every look until then.
+async fn vacuum(controls: Arc<Controls>, lead: Side) {
+    let done = async {
+        let pool = controls.get(lead).ok_or("no control connection")?;
+        let client = control::get(&pool).await.map_err(|e| e.to_string())?;
+        let sql = "VACUUM (SKIP_LOCKED, TRUNCATE off) crossfade.journal";
+        client.batch_execute(sql).await.map_err(|e| control::describe(&e))
+    };
+    if let Err(why) = done.await {
+        tracing::debug!(side = %lead, why, "the journal could not be vacuumed");
+    }
+}
+
 async fn delete(controls: &Controls, lead: Side, ids: &[i64]) -> Result<(), String> {
     let pool = controls.get(lead).ok_or("no control connection")?;
     let client = control::get(&pool).await.map_err(|e| e.to_string())?;
@@ -126,7 +146,9 @@ async fn delete(controls: &Controls, lead: Side, ids: &[i64]) -> Result<(), Stri
     client.execute(sql, &[&ids]).await.map(drop).map_err(|e| control::describe(&e))
 }
 
-const CLEAN: Duration = Duration::from_millis(20);
+const CLEAN: Duration = Duration::from_millis(50);
+/// Rows deleted after which dead ones are cleared away.
+const VACUUM: usize = 5_000;
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long an outcome is asked for: a server that crashed may be replaying its log.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -13,14 +13,9 @@ pub(super) const ARM: Own<'static> = Own {
     name: "crossfade_arm",
     sql: "SELECT FROM crossfade.arm($1::pg_catalog.int4[], $2) AS a WHERE a IS NULL",
 };
-/// Keys and final rows: `$1` writes them to the journal as well, `$2` is the token. With the first row the log position of
-/// the last checkpoint, read when all is written.
-pub(super) const WRITE_SET: Own<'static> = Own {
-    name: "crossfade_write_set",
-    sql: "SELECT relation, ops, key, image, CASE WHEN relation OPERATOR(pg_catalog.=) 0 THEN
-  (SELECT checkpoint_lsn OPERATOR(pg_catalog.-) '0/0'::pg_catalog.pg_lsn FROM pg_catalog.pg_control_checkpoint()) END
-  FROM crossfade.write_set($1::pg_catalog.bool, $2)",
-};
+/// Keys and final rows, in binary: `$1` writes them to the journal as well, `$2` is the token.
+pub(super) const WRITE_SET: Own<'static> =
+    Own { name: "crossfade_write_set", sql: "SELECT crossfade.write_set($1::pg_catalog.bool, $2)" };
 /// What was captured goes to the journal.
 pub(super) const SPILL: Own<'static> =
     Own { name: "crossfade_spill", sql: "SELECT FROM crossfade.spill_armed() AS a WHERE a IS NULL" };

@@ -60,6 +60,8 @@ pub(in crate::proxy) struct State {
     seen: Mutex<Option<(Arc<Tables>, u64)>>,
     /// Of each side, when it is known.
     pub(in crate::proxy) identity: [ArcSwapOption<Identity>; 2],
+    /// Log position of its last checkpoint, in bytes, as of the last look; 0: not known, which is never believed.
+    checkpoints: [AtomicU64; 2],
     /// What `crossfade.write_set` of each side wants to hear.
     pub(in crate::proxy) tokens: [ArcSwapOption<String>; 2],
     /// Unique among instances.
@@ -83,6 +85,7 @@ impl Default for State {
             installed: ArcSwap::default(),
             seen: Mutex::default(),
             identity: Default::default(),
+            checkpoints: Default::default(),
             tokens: Default::default(),
             instance: u32::from_le_bytes(instance),
             began: Instant::now(),
@@ -98,6 +101,16 @@ impl State {
     /// Seconds on this process's own clock.
     pub(in crate::proxy) fn clock(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
+    }
+
+    /// [`crate::mirror::recovery::Gid::epoch`] of a transaction that is about to be asked for its write set.
+    pub(in crate::proxy) fn checkpoint(&self, side: Side) -> u64 {
+        self.checkpoints[side.index()].load(Ordering::Acquire)
+    }
+
+    /// What a side has just said.
+    pub(in crate::proxy) fn set_checkpoint(&self, side: Side, position: u64) {
+        self.checkpoints[side.index()].store(position, Ordering::Release);
     }
 
     /// A side failed as a follower: it is left alone for a while, so that clients do not wait for it one after another.

@@ -2,13 +2,16 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
+use crossfade::mirror::write_set::{Change, WriteSet};
+
 use super::Pair;
 use crate::support::{
     PATIENCE,
     cluster::{Cluster, newest, oldest},
     frames,
     reply::Frame,
-    wire::{Login, Next, Wire},
+    wire::{DbError, Login, Next, Wire},
 };
 
 /// Runs `sql` armed and returns the write set, a line a row: `table ops key image`. Rolled back.
@@ -31,13 +34,38 @@ fn captured(pair: &Pair, cluster: &Cluster, sql: &[&str]) -> Vec<String> {
 #[track_caller]
 pub(super) fn write_set(client: &mut Wire, pair: &Pair, cluster: &Cluster) -> Vec<String> {
     let token = pair.admin(cluster).run("SELECT value FROM crossfade.meta WHERE key = 'token'");
-    let sql = "SELECT CASE w.relation WHEN 0 THEN 'first' ELSE (SELECT t.table_name FROM crossfade.tables t \
-               WHERE t.number = w.relation) END, w.ops, CASE WHEN w.relation <> 0 THEN w.key END, w.image \
-               FROM crossfade.write_set($1, $2) WITH ORDINALITY w(relation, ops, key, image, place) ORDER BY w.place";
-    let rows = client.execute(sql, &["false", &token.expect("installed")]).expect("a write set");
-    let text = |column: &Option<String>| column.clone().unwrap_or_else(|| "-".to_owned());
-    let lines = rows.iter().map(|row| row.iter().map(text).collect::<Vec<_>>().join(" "));
-    lines.collect()
+    let set = read_set(client, false, &token.expect("installed")).expect("a write set");
+    let names = pair
+        .admin(cluster)
+        .query("SELECT number, table_name FROM crossfade.tables")
+        .expect("names of tables");
+    let text = |bytes: &Option<Bytes>| match bytes {
+        Some(bytes) => String::from_utf8(bytes.to_vec()).expect("text"),
+        None => "-".to_owned(),
+    };
+    let line = |change: &Change| {
+        let number = Some(change.table.to_string());
+        let name = names.iter().find(|row| row[0] == number).and_then(|row| row[1].as_deref());
+        let operations = text(&Some(change.operations.clone()));
+        format!("{} {operations} {} {}", name.unwrap_or("?"), text(&change.key), text(&change.image))
+    };
+    let journal = set.journal.map_or("-".to_owned(), |id| id.to_string());
+    let first = format!("first {} - {journal}", if set.overflow { "!" } else { "" });
+    std::iter::once(first).chain(set.changes.iter().map(line)).collect()
+}
+
+/// The write set of an open transaction, as the proxy reads it.
+pub(super) fn read_set(client: &mut Wire, journal: bool, token: &str) -> Result<WriteSet, DbError> {
+    let sql = format!(
+        "SELECT pg_catalog.encode(pg_catalog.array_send(crossfade.write_set({journal}, '{token}'::pg_catalog.text)), 'hex')"
+    );
+    let rows = client.query(&sql)?;
+    let hex = rows[0][0].as_deref().expect("an array");
+    let bytes: Vec<u8> = (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal"))
+        .collect();
+    Ok(WriteSet::read(bytes.into()).expect("an array that the proxy reads"))
 }
 
 /// On both majors.
@@ -320,11 +348,12 @@ fn keys_of_every_type() {
                  SET LOCAL bytea_output = hex; SET LOCAL standard_conforming_strings = on; SET LOCAL search_path = pg_catalog; \
                  SET LOCAL quote_all_identifiers = off; \
                  SELECT string_agg(w.ops || CASE WHEN image IS NULL THEN '-' WHEN image IN ((SELECT t::text FROM public.k{n:02} t WHERE t.k::text = w.key), \
-                   (SELECT t::text FROM public.m{n:02} t WHERE ARRAY[t.\"o\"\"dd\", t.k::text]::text = w.key)) THEN '=' ELSE key || ':' || image END, ' ') \
-                 FROM crossfade.write_set(false, '{token}') w WHERE relation > 0"
+                   (SELECT t::text FROM public.m{n:02} t WHERE ARRAY[t.\"o\"\"dd\", t.k::text]::text = w.key)) THEN '=' ELSE key || ':' || image END, ' ' ORDER BY place) \
+                 FROM (SELECT place, left(a[place], 1) AS ops, substr(a[place], strpos(a[place], ':') + 1) AS key, a[place + 1] AS image \
+                   FROM crossfade.write_set(false, '{token}') a, generate_series(4, cardinality(a), 2) place) w"
             );
             let got = admin.run(&sql);
-            assert_eq!(got.as_deref(), Some("IU= ID- ID- I="), "{kind} on {}", cluster.major);
+            assert_eq!(got.as_deref(), Some("I= I- I- U= D- D- I="), "{kind} on {}", cluster.major);
             admin.run("ROLLBACK");
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{
     Pair,
-    capture::{alice, write_set},
+    capture::{alice, read_set, write_set},
 };
 use crate::support::cluster::{newest, oldest};
 
@@ -85,11 +85,9 @@ fn search_path_cannot_hijack() {
         }
         let token = pair.admin(cluster).run("SELECT value FROM crossfade.meta WHERE key = 'token'").unwrap();
         admin.run("SET search_path = evil, pg_catalog, public");
-        let rows = admin
-            .query(&format!("SELECT * FROM crossfade.write_set(true, '{token}'::pg_catalog.text)"))
-            .unwrap();
-        assert_eq!(rows.len(), 4, "{rows:?}");
-        assert_eq!(rows[3][3].as_deref(), Some("(ok,\"a\"\"b\",x)"));
+        let set = read_set(&mut admin, true, &token).unwrap();
+        assert_eq!(set.changes.len(), 3, "{set:?}");
+        assert_eq!(set.changes[2].image.as_deref(), Some(&b"(ok,\"a\"\"b\",x)"[..]));
     }
 }
 
@@ -101,7 +99,7 @@ fn a_client_gets_no_more_than_it_has() {
     // It writes what it may not read; the proxy gets the row, the client does not.
     alice.run("BEGIN; SELECT crossfade.arm('{1}', 'source')");
     alice.run("INSERT INTO secrets VALUES (2, 'mine')");
-    let error = alice.query("SELECT * FROM crossfade.write_set(false, 'guess')").unwrap_err();
+    let error = read_set(&mut alice, false, "guess").unwrap_err();
     assert_eq!(error.sqlstate, "42501");
     alice.run("ROLLBACK");
     for sql in [
@@ -148,8 +146,8 @@ CREATE CONSTRAINT TRIGGER late AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRE
         let mut alice = alice(&pair, oldest());
         alice.run(&format!("BEGIN ISOLATION LEVEL {level}; SELECT crossfade.arm('{{1}}', 'source')"));
         alice.run("SET search_path = public; INSERT INTO late VALUES (1)");
-        let rows = alice.query(&format!("SELECT * FROM crossfade.write_set(false, '{token}')")).unwrap();
-        assert_eq!(rows[1][1].as_deref(), Some("IU"), "{rows:?}");
-        assert_eq!(rows[1][3].as_deref(), Some("(1,alice,public)"), "{rows:?}");
+        let set = read_set(&mut alice, false, &token).unwrap();
+        assert_eq!(*set.changes[0].operations, *b"IU", "{set:?}");
+        assert_eq!(set.changes[0].image.as_deref(), Some(&b"(1,alice,public)"[..]), "{set:?}");
     }
 }

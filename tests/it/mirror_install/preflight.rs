@@ -174,8 +174,8 @@ fn rights_of_the_control_user() {
     alice.run("INSERT INTO users VALUES (1, 'a')");
     alice.run("BEGIN; SELECT crossfade.arm('{1}', 'source'); INSERT INTO users VALUES (2, 'b')");
     let token = pair.admin(oldest()).run("SELECT value FROM crossfade.meta WHERE key = 'token'").unwrap();
-    let rows = alice.query(&format!("SELECT * FROM crossfade.write_set(true, '{token}')")).unwrap();
-    assert_eq!(rows[1][3].as_deref(), Some("(2,b)"));
+    let set = super::capture::read_set(&mut alice, true, &token).unwrap();
+    assert_eq!(set.changes[0].image.as_deref(), Some(&b"(2,b)"[..]));
     alice.run("COMMIT");
     let kinds = "SELECT string_agg(sync::text, ' ' ORDER BY id) FROM crossfade.journal";
     assert_eq!(pair.admin(oldest()).run(kinds).as_deref(), Some("false true"));
