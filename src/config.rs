@@ -270,6 +270,8 @@ pub struct Mirror {
     pub retry_after: Duration,
     /// A journal row of a transaction in flight becomes the repairer's business at this age.
     pub journal_grace: Duration,
+    /// Write weights between 0 and 100: from one of the target's turns to its next.
+    pub slice: Duration,
 }
 
 /// `[admin]`

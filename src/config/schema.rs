@@ -202,6 +202,7 @@ const MIRROR: &[Key] = &[
     key("apply_timeout", Kind::Positive, r#""5s""#),
     key("retry_after", Kind::Positive, r#""1s""#),
     key("journal_grace", Kind::Positive, r#""2s""#),
+    key("slice", Kind::Positive, r#""10s""#),
 ];
 
 const REPOSITORY: &[Key] = &[
