@@ -275,6 +275,8 @@ pub struct Mirror {
     pub retry_after: Duration,
     /// A journal row of a transaction in flight becomes the repairer's business at this age.
     pub journal_grace: Duration,
+    /// Write weights between 0 and 100: from one of the target's turns to its next.
+    pub slice: Duration,
 }
 
 /// `[shadow]`, and what repositories say of it.
@@ -321,7 +323,7 @@ impl Default for Shadow {
             queue: 1_000,
             max_per_second: 10_000,
             max_result_bytes: 16 << 20,
-            expire: Duration::from_secs(1),
+            expire: Duration::from_millis(250),
             statement_timeout: Duration::from_secs(5),
             values: false,
             evidence: None,

@@ -8,6 +8,7 @@ mod footprint;
 mod lead;
 pub mod policy;
 mod reason;
+pub mod slice;
 
 pub use check::{Warning, check_policy};
 pub use footprint::{Class, Footprint, Repositories};

@@ -14,7 +14,7 @@ use crate::{
     backend::control,
     config::{Config, check::may_match, file::Mistake, reload},
     mirror::install::{self, Missing},
-    route::policy::{Mode, Pattern},
+    route::policy::{Mode, OnUnknown, Pattern, Repository},
 };
 
 /// Nothing is wrong (there may be warnings).
@@ -153,11 +153,40 @@ impl Report {
         writeln!(out, "{}: {result} (mistakes: {wrong}, warnings: {warned})", path.display())
     }
 
+    /// What is refused now and then because sides take turns.
+    fn turns(&mut self, config: &Config) {
+        let list = &config.policy.repositories;
+        let turns = |r: &Repository| r.slices(config.mirror.slice).is_some();
+        for (i, a) in list.iter().enumerate() {
+            let apart = |b: &&Repository| a.writes != b.writes && (turns(a) || turns(b));
+            let names: Vec<&str> = list[i + 1..].iter().filter(apart).map(|b| b.name.as_str()).collect();
+            if !names.is_empty() {
+                let text = format!(
+                    "transactions that write {} together with {} are refused (0A000) whenever different sides lead them: \
+                     only repositories of equal write weights change sides together",
+                    a.name,
+                    names.join(", ")
+                );
+                self.add(Level::Warning, None, text);
+            }
+        }
+        let refused = config.policy.on_unknown == OnUnknown::Refuse;
+        for r in list.iter().filter(|r| refused && turns(r)) {
+            let text = format!(
+                "while the target leads {}, DO blocks, calls of undeclared volatile functions and statements that cannot be \
+                 understood are refused (0A000): routing.on_unknown is \"refuse\"",
+                r.name
+            );
+            self.add(Level::Warning, None, text);
+        }
+    }
+
     /// Statements that the weights leave without any backend.
     fn policy(&mut self, config: &Config) {
+        self.turns(config);
         let list = &config.policy.repositories;
         for (i, a) in list.iter().enumerate() {
-            let apart = |b: &&crate::route::policy::Repository| {
+            let apart = |b: &&Repository| {
                 !Side::BOTH.iter().any(|&side| a.reads.allows(side) && b.reads.allows(side))
             };
             let names: Vec<&str> = list[i + 1..].iter().filter(apart).map(|b| b.name.as_str()).collect();

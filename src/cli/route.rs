@@ -6,9 +6,10 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use serde::Serialize;
 
 use crate::{
+    Side,
     catalog::Catalog,
     route::{
-        Decision, Footprint, TransactionState, decide,
+        Decision, Footprint, Reason, TransactionState, decide,
         policy::{Policy, Share},
     },
     statement::{Context, Kind, Statement, Table, Unknown, analyze, cut},
@@ -114,15 +115,21 @@ fn names<'a>(tables: impl IntoIterator<Item = &'a Table>) -> Vec<String> {
     tables.into_iter().map(name).collect()
 }
 
-/// Every outcome with its share of the tickets, exact: between two weights nothing changes.
+/// Every outcome with its share of the tickets, exact: between two weights nothing changes. Sides that lead by turns have
+/// shares of time that nest as those of the tickets do.
 fn outcomes(footprint: &Footprint, policy: &Policy) -> (BTreeMap<String, f64>, Vec<String>) {
     let shares = policy.repositories.iter().flat_map(|r| [r.reads, r.writes]);
     let mut edges: Vec<u16> = shares.map(Share::basis_points).chain([0, 10_000]).collect();
     edges.sort_unstable();
     edges.dedup();
     let (mut goes_to, mut why) = (BTreeMap::new(), Vec::new());
+    let fraction = |share: Share| share.allows(Side::Source) && share.allows(Side::Target);
+    let turns = policy.of(footprint.writes).any(|(_, r)| fraction(r.writes));
     for pair in edges.windows(2) {
         let (outcome, reason) = match decide(footprint, policy, &TransactionState::default(), pair[0]) {
+            Decision::Run(side, Reason::Lead) | Decision::Move(side, Reason::Lead) if turns => {
+                (side.to_string(), "its repositories are led there, by turns".to_owned())
+            }
             Decision::Run(side, reason) | Decision::Move(side, reason) => {
                 (side.to_string(), reason.to_string())
             }
@@ -208,6 +215,7 @@ mod tests {
                 default,
                 repository("document", "document*", 1_250, 0),
                 repository("user", "users", 10_000, 10_000),
+                repository("event", "event*", 0, 1_000),
             ],
             on_unknown: OnUnknown::Refuse,
             transactions: TransactionReads::Weighted,
@@ -215,8 +223,7 @@ mod tests {
         }
     }
 
-    const SQL: &str =
-        "select * from documents;\nupdate users\n  set a = 1; begin;\nselect * from users, things;\ndo 'x'";
+    const SQL: &str = "select * from documents;\nupdate users\n  set a = 1; begin;\nselect * from users, things;\ndo 'x';\nupdate events set a = 1";
 
     #[test]
     fn people_read_a_table() {
@@ -233,6 +240,8 @@ mod tests {
                 "4 read things public.users default user refused no database may run a statement over all its repositories \
              select * from users, things",
                 "5 code - - refused the tables that the statement touches cannot be known do 'x'",
+                "6 write public.events! event source 90 %, target 10 % its repositories are led there, by turns \
+                 update events set a = 1",
             ]
         );
     }

@@ -361,6 +361,7 @@ impl Checker<'_> {
             apply_timeout: part.duration("apply_timeout"),
             retry_after: part.duration("retry_after"),
             journal_grace: part.duration("journal_grace"),
+            slice: part.duration("slice"),
         }
     }
 

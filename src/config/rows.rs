@@ -125,6 +125,7 @@ impl Config {
             ("apply_timeout", m.apply_timeout),
             ("retry_after", m.retry_after),
             ("journal_grace", m.journal_grace),
+            ("slice", m.slice),
         ] {
             rows.hot(&format!("mirror.{key}"), duration(Some(value)));
         }

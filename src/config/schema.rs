@@ -205,6 +205,7 @@ const MIRROR: &[Key] = &[
     key("apply_timeout", Kind::Positive, r#""5s""#),
     key("retry_after", Kind::Positive, r#""1s""#),
     key("journal_grace", Kind::Positive, r#""2s""#),
+    key("slice", Kind::Positive, r#""10s""#),
 ];
 
 const SHADOW: &[Key] = &[
@@ -212,7 +213,7 @@ const SHADOW: &[Key] = &[
     key("queue", Kind::Int(1, 1_000_000), "1000"),
     key("max_per_second", Kind::Int(1, 10_000_000), "10000"),
     key("max_result_bytes", Kind::Int(1_000, 1 << 40), "16777216"),
-    key("expire", Kind::Positive, r#""1s""#),
+    key("expire", Kind::Positive, r#""250ms""#),
     key("statement_timeout", Kind::Positive, r#""5s""#),
     key("values", Kind::Bool, "false"),
     optional("evidence", Kind::Path),

@@ -99,6 +99,7 @@ pub(crate) fn config(method: AuthMethod, users: &[(&str, Secret)]) -> Config {
             apply_timeout: Duration::from_secs(1),
             retry_after: Duration::from_secs(1),
             journal_grace: Duration::from_secs(1),
+            slice: Duration::from_secs(10),
         },
         policy: Arc::new(Policy {
             generation: 1,

@@ -43,6 +43,14 @@ pub async fn rows(session: &Session) -> Result<BTreeMap<String, Row>, Error> {
     Ok(found)
 }
 
+/// The clock of a side, since 1970.
+pub async fn clock(session: &Session) -> Result<Duration, Error> {
+    let rows = session.rows(CLOCK, &[]).await?;
+    let seconds = rows.first().map_or(Ok(0.0), |row| row.try_get::<_, f64>(0));
+    let seconds = seconds.map_err(|e| Error::Query(session.side, e))?;
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
 /// Who leads a repository now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum InForce {
@@ -170,12 +178,33 @@ pub enum Failed {
     Unfit(String),
 }
 
-/// Where it goes, judged by both rows.
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// Repositories that move together, or not at all.
+    pub names: &'a [&'a str],
+    /// Who is to lead them. A move that was not finished is finished first, whatever is wanted; `None`: nothing but that.
+    pub wanted: Option<Side>,
+    /// A long journal is no reason to leave writers alone: they write faster than it is shipped.
+    pub pressing: bool,
+    /// The lead moves all the time: less is left out of the sequences.
+    pub often: bool,
+}
+
+impl<'a> Order<'a> {
+    /// One that is not pressing.
+    pub fn new(names: &'a [&'a str], wanted: Option<Side>) -> Self {
+        Self { names, wanted, pressing: false, often: false }
+    }
+}
+
+/// Where they go, judged by both sides' rows.
 struct Move {
-    number: i32,
+    names: Vec<String>,
+    numbers: Vec<i32>,
+    epochs: Vec<i64>,
     from: Side,
     to: Side,
-    epoch: i64,
     /// An earlier attempt got as far as [`Step::Left`].
     left: bool,
 }
@@ -200,16 +229,15 @@ impl Mover {
         }
     }
 
-    /// Tries to make `wanted` lead the repository; a move that was not finished is finished first, whatever is wanted.
-    /// `None`: nothing but that.
-    pub async fn attempt(&self, name: &str, wanted: Option<Side>) -> Result<Attempt, Failed> {
+    /// Tries once.
+    pub async fn attempt(&self, order: &Order<'_>) -> Result<Attempt, Failed> {
         let [source, target] = &self.managers;
         let (source, target) = futures_util::try_join!(
             open(source, Side::Source, self.patience),
             open(target, Side::Target, self.patience)
         )?;
         let sides = [source, target];
-        let attempt = self.run(&sides, name, wanted).await;
+        let attempt = self.run(&sides, order).await;
         if !matches!(attempt, Err(Failed::Session(Error::Cut))) {
             for session in &sides {
                 // A connection that is lost has no locks.
@@ -219,49 +247,52 @@ impl Mover {
         attempt
     }
 
-    async fn run(&self, sides: &[Session; 2], name: &str, wanted: Option<Side>) -> Result<Attempt, Failed> {
-        let Some(work) = judge(sides, name, wanted).await? else { return Ok(Attempt::Nothing) };
-        let alone = sides[0].rows(ALONE, &[&work.number]).await?;
-        if !alone.first().is_some_and(|row| row.get(0)) {
-            return Ok(Attempt::Elsewhere);
+    async fn run(&self, sides: &[Session; 2], order: &Order<'_>) -> Result<Attempt, Failed> {
+        let Some(work) = judge(sides, order).await? else { return Ok(Attempt::Nothing) };
+        for number in &work.numbers {
+            let alone = sides[0].rows(ALONE, &[number]).await?;
+            if !alone.first().is_some_and(|row| row.get(0)) {
+                return Ok(Attempt::Elsewhere);
+            }
         }
         // Another instance may have done it meanwhile.
-        let Some(work) = judge(sides, name, wanted).await? else { return Ok(Attempt::Nothing) };
+        let Some(work) = judge(sides, order).await? else { return Ok(Attempt::Nothing) };
         self.cut(Step::Alone)?;
         for session in sides {
-            let rows = concerned(session, name, MOST_ROWS).await?;
-            if rows >= MOST_ROWS {
+            let rows = concerned(session, &work.names, MOST_ROWS).await?;
+            if rows >= MOST_ROWS && !order.pressing {
                 return Ok(Attempt::Waits(Wait::Journal(session.side, rows)));
             }
         }
         let (old, new) = (&sides[work.from.index()], &sides[work.to.index()]);
         let began = Instant::now();
-        if let Some(wait) = fence(old, work.number).await? {
+        if let Some(wait) = fence(old, &work.numbers).await? {
             return Ok(Attempt::Waits(wait));
         }
         self.cut(Step::Fenced)?;
-        if let Some(wait) = shipped(sides, name).await? {
+        let longest = if order.pressing { PRESSING } else { SHIPPING };
+        if let Some(wait) = shipped(sides, &work.names, longest).await? {
             return Ok(Attempt::Waits(wait));
         }
         self.cut(Step::Shipped)?;
-        if let Some(wait) = fence(new, work.number).await? {
+        if let Some(wait) = fence(new, &work.numbers).await? {
             return Ok(Attempt::Waits(wait));
         }
         // What was in doubt may have gone to the journal.
         for session in sides {
-            let rows = concerned(session, name, 1).await?;
+            let rows = concerned(session, &work.names, 1).await?;
             if rows > 0 {
                 return Ok(Attempt::Waits(Wait::Journal(session.side, rows)));
             }
         }
         self.cut(Step::Settled)?;
-        let sequences = sequences::advance(old, new, name).await?;
+        let sequences = sequences::advance(old, new, &work.names, order.often).await?;
         self.cut(Step::Sequences)?;
         if !work.left {
-            write(old, name, &work).await?;
+            write(old, &work).await?;
         }
         self.cut(Step::Left)?;
-        write(new, name, &work).await?;
+        write(new, &work).await?;
         self.cut(Step::Taken)?;
         // Every instance has looked before the first write: none of them reads old rows where the lead was.
         tokio::time::sleep(ALL_HAVE_LOOKED).await;
@@ -273,86 +304,126 @@ impl Mover {
 async fn open(manager: &Manager, side: Side, patience: Duration) -> Result<Session, Error> {
     let session = Session::look(manager, side, patience).await?;
     session
-        .run("SET lock_timeout TO '1s'; SET idle_session_timeout TO '10s'; SET synchronous_commit TO on")
+        .run(&format!(
+            "SET lock_timeout TO '{FENCE}'; SET idle_session_timeout TO '10s'; SET synchronous_commit TO on"
+        ))
         .await?;
     Ok(session)
 }
 
-/// What is to be done; `None`: nothing.
-async fn judge(sides: &[Session; 2], name: &str, wanted: Option<Side>) -> Result<Option<Move>, Failed> {
-    let unfit = |why: String| Err(Failed::Unfit(why));
+/// What is to be done first: all that go the same way. `None`: nothing.
+async fn judge(sides: &[Session; 2], order: &Order<'_>) -> Result<Option<Move>, Failed> {
     let (source, target) = futures_util::try_join!(rows(&sides[0]), rows(&sides[1]))?;
-    let (Some(&source), Some(&target)) = (source.get(name), target.get(name)) else {
-        return unfit("it is not installed on both sides: run crossfade mirror install".to_owned());
+    let mut all = Vec::new();
+    for &name in order.names {
+        let rows = [source.get(name), target.get(name)].map(Option::<&Row>::copied);
+        let judged = judge_one(rows, order.wanted);
+        all.extend(judged.map_err(|why| Failed::Unfit(format!("{name}: {why}")))?.map(|one| (name, one)));
+    }
+    // What was left half-way is finished first.
+    let Some(&(_, Way { from, left, .. })) = all.iter().find(|(_, way)| way.left).or_else(|| all.first())
+    else {
+        return Ok(None);
+    };
+    let mut work = Move { names: vec![], numbers: vec![], epochs: vec![], from, to: from.other(), left };
+    all.retain(|(_, way)| (way.from, way.left) == (from, left));
+    // Whoever takes several fences takes them in this order.
+    all.sort_unstable_by_key(|(_, way)| way.number);
+    for (name, way) in all {
+        work.names.push(name.to_owned());
+        work.numbers.push(way.number);
+        work.epochs.push(way.epoch);
+    }
+    Ok(Some(work))
+}
+
+/// Where one repository goes.
+#[derive(Clone, Copy)]
+struct Way {
+    number: i32,
+    epoch: i64,
+    from: Side,
+    left: bool,
+}
+
+fn judge_one(rows: [Option<Row>; 2], wanted: Option<Side>) -> Result<Option<Way>, &'static str> {
+    let [Some(source), Some(target)] = rows else {
+        return Err("it is not installed on both sides: run crossfade mirror install");
     };
     if source.number != target.number {
-        return unfit("its number differs on both sides: run crossfade mirror install".to_owned());
+        return Err("its number differs on both sides: run crossfade mirror install");
     }
     let epoch = source.epoch.max(target.epoch);
-    let of = |from: Side, left| {
-        // A half-done move has counted already.
-        let epoch = if left { epoch } else { epoch + 1 };
-        Ok(Some(Move { number: source.number, from, to: from.other(), epoch, left }))
-    };
-    match InForce::of([Some(source), Some(target)]) {
+    let number = source.number;
+    match InForce::of(rows) {
         InForce::Side(lead) if wanted.is_none_or(|wanted| wanted == lead) => Ok(None),
-        InForce::Side(lead) => of(lead, false),
-        // Each names the other: the younger row is the one that was written.
-        InForce::Nobody => of(if source.epoch > target.epoch { Side::Source } else { Side::Target }, true),
-        InForce::Both | InForce::Unknown => unfit(
-            "both sides say that they lead it: compare the tables, then set one row of crossfade.repositories right"
-                .to_owned(),
+        InForce::Side(from) => Ok(Some(Way { number, epoch: epoch + 1, from, left: false })),
+        // Each names the other: the younger row is the one that was written. It has counted already.
+        InForce::Nobody => {
+            let from = if source.epoch > target.epoch { Side::Source } else { Side::Target };
+            Ok(Some(Way { number, epoch, from, left: true }))
+        }
+        InForce::Both | InForce::Unknown => Err(
+            "both sides say that they lead it: compare the tables, then set one row of crossfade.repositories right",
         ),
     }
 }
 
-/// Takes the fence of `held` for this session alone, or says who is in the way.
-async fn fence(held: &Session, number: i32) -> Result<Option<Wait>, Failed> {
-    let sql = format!("SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, {number})");
-    match held.run(&sql).await {
-        Ok(()) => Ok(None),
-        Err(error) if error.is_busy() => {
-            let rows = held.rows(HOLDERS, &[&LOCK_CLASS, &number]).await?;
-            let pids: Vec<Option<i32>> = rows.iter().map(|row| row.get(0)).collect();
-            let prepared = pids.iter().filter(|pid| pid.is_none()).count();
-            Ok(Some(Wait::Writers(held.side, pids.into_iter().flatten().collect(), prepared)))
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Waits a while until no journal row concerns the repository.
-async fn shipped(sides: &[Session; 2], name: &str) -> Result<Option<Wait>, Failed> {
-    let end = Instant::now() + SHIPPING;
-    for session in sides {
-        loop {
-            let rows = concerned(session, name, MOST_ROWS).await?;
-            if rows == 0 {
-                break;
+/// Takes these fences of `held` for this session alone, or says who is in the way.
+async fn fence(held: &Session, numbers: &[i32]) -> Result<Option<Wait>, Failed> {
+    for number in numbers {
+        let sql = format!("SELECT pg_catalog.pg_advisory_lock({LOCK_CLASS}, {number})");
+        match held.run(&sql).await {
+            Ok(()) => {}
+            Err(error) if error.is_busy() => {
+                let rows = held.rows(HOLDERS, &[&LOCK_CLASS, number]).await?;
+                let pids: Vec<Option<i32>> = rows.iter().map(|row| row.get(0)).collect();
+                let prepared = pids.iter().filter(|pid| pid.is_none()).count();
+                let pids = pids.into_iter().flatten().collect();
+                return Ok(Some(Wait::Writers(held.side, pids, prepared)));
             }
-            if Instant::now() >= end {
-                return Ok(Some(Wait::Journal(session.side, rows)));
-            }
-            tokio::time::sleep(AGAIN).await;
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(None)
 }
 
-/// Journal rows of the repository on this side, counted up to `most`.
-async fn concerned(session: &Session, name: &str, most: i64) -> Result<i64, Error> {
-    let rows = session.rows(CONCERNED, &[&name, &most, &MOST_LOOKED_AT]).await?;
+/// Waits until no journal row concerns the repositories: for so long at most, and not while none is shipped.
+async fn shipped(sides: &[Session; 2], names: &[String], longest: Duration) -> Result<Option<Wait>, Failed> {
+    let end = Instant::now() + longest;
+    for session in sides {
+        let (mut least, mut since) = (i64::MAX, Instant::now());
+        loop {
+            let rows = concerned(session, names, MOST_LOOKED_AT).await?;
+            if rows == 0 {
+                break;
+            }
+            if rows < least {
+                (least, since) = (rows, Instant::now());
+            }
+            if Instant::now() >= end || since.elapsed() >= longest.min(SHIPPING) {
+                return Ok(Some(Wait::Journal(session.side, rows)));
+            }
+            tokio::time::sleep(if rows < MOST_ROWS { AGAIN } else { 10 * AGAIN }).await;
+        }
+    }
+    Ok(None)
+}
+
+/// Journal rows of the repositories on this side, counted up to `most`; of a long journal all rows, whosever they are.
+async fn concerned(session: &Session, names: &[String], most: i64) -> Result<i64, Error> {
+    let rows = session.rows(CONCERNED, &[&names, &most, &MOST_LOOKED_AT, &MOST_COUNTED]).await?;
     let Some(row) = rows.first() else { return Ok(0) };
     let (all, ours): (i64, i64) = (row.get(0), row.get(1));
-    // Too many to be looked at: whosever they are.
     Ok(if all >= MOST_LOOKED_AT { all } else { ours })
 }
 
-/// Says on this side who leads. The fence of this side is held by this very session.
-async fn write(session: &Session, name: &str, work: &Move) -> Result<(), Failed> {
-    let (lead, old) = (work.to.name(), work.from.name());
-    let rows = session.rows(WRITE, &[&name, &lead, &work.epoch, &old, &work.number]).await?;
-    if rows.len() == 1 {
+/// Says on this side who leads. The fences of this side are held by this very session.
+async fn write(session: &Session, work: &Move) -> Result<(), Failed> {
+    let (lead, old, count) = (work.to.name(), work.from.name(), work.names.len());
+    let all = i64::try_from(count).expect("few");
+    let rows = session.rows(WRITE, &[&work.names, &lead, &work.epochs, &old, &work.numbers, &all]).await?;
+    if rows.len() == count {
         return Ok(());
     }
     Err(Failed::Unfit(format!("its row on the {} was changed by somebody else", session.side)))
@@ -362,12 +433,20 @@ async fn write(session: &Session, name: &str, work: &Move) -> Result<(), Failed>
 const MOST_LOOKED_AT: i64 = 5_000;
 /// With so many rows of the repository the repairer is let run first.
 const MOST_ROWS: i64 = 500;
-/// How long writers wait for the journal.
+/// Of a longer journal not even the rows are counted.
+const MOST_COUNTED: i64 = 1_000_000;
+/// How long writers wait for the journal, and for a row of it to go.
 const SHIPPING: Duration = Duration::from_secs(1);
+/// The same when it is pressing and rows go.
+const PRESSING: Duration = Duration::from_secs(3);
+/// How long writers wait for those that have begun. Less than the usual `deadlock_timeout`: nobody who holds one of several
+/// fences and waits for another is taken for a deadlock.
+const FENCE: &str = "700ms";
 const AGAIN: Duration = Duration::from_millis(10);
 /// Between two looks of an instance, and some more.
 const ALL_HAVE_LOOKED: Duration = Duration::from_millis(150);
 
+const CLOCK: &str = "SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp())::float8";
 const ROWS: &str = "SELECT name, number, lead, epoch FROM crossfade.repositories";
 /// Class of the lock that the mover of a repository holds on the source.
 const ALONE: &str = "SELECT pg_catalog.pg_try_advisory_lock(407139, $1)";
@@ -376,16 +455,23 @@ const HOLDERS: &str = "SELECT DISTINCT l.pid FROM pg_catalog.pg_locks l
     AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
     AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()";
 const CONCERNED: &str = "WITH first AS MATERIALIZED (SELECT entries FROM crossfade.journal LIMIT $3)
-  SELECT (SELECT pg_catalog.count(*) FROM first),
+  SELECT (SELECT pg_catalog.count(*) FROM (SELECT FROM crossfade.journal LIMIT $4) AS j),
     (SELECT pg_catalog.count(*) FROM (SELECT FROM first WHERE EXISTS (
       SELECT FROM pg_catalog.unnest(first.entries) AS e
       JOIN crossfade.tables t ON t.number = pg_catalog.substring(e, '^[A-Z]([0-9]+):')::int4
-      WHERE t.repository = $1) LIMIT $2) AS ours)";
-const WRITE: &str = "UPDATE crossfade.repositories SET lead = $2, epoch = $3
-  WHERE name = $1 AND lead = $4 AND number = $5 AND EXISTS (
-    SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'advisory'
-      AND l.classid::bigint = 407137 AND l.objid::bigint = $5 AND l.mode = 'ExclusiveLock' AND l.granted)
-  RETURNING number";
+      WHERE t.repository = ANY ($1)) LIMIT $2) AS ours)";
+/// All of them or none.
+const WRITE: &str = "WITH fit AS MATERIALIZED (
+    SELECT r.name, w.epoch FROM crossfade.repositories r
+    JOIN ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($3::int8[]), pg_catalog.unnest($5::int4[]))
+      AS w(name, epoch, number) ON w.name = r.name AND w.number = r.number
+    WHERE r.lead = $4 AND EXISTS (
+      SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'advisory'
+        AND l.classid::bigint = 407137 AND l.objid::bigint = w.number AND l.mode = 'ExclusiveLock' AND l.granted)
+    FOR UPDATE OF r)
+  UPDATE crossfade.repositories r SET lead = $2, epoch = fit.epoch FROM fit
+  WHERE r.name = fit.name AND (SELECT pg_catalog.count(*) FROM fit) = $6
+  RETURNING r.number";
 
 #[cfg(test)]
 mod tests {

@@ -313,6 +313,10 @@ async fn home(
     if mode == PoolMode::Session {
         return Ok(Some(server));
     }
+    // One that another thread opened meanwhile: it knows.
+    if !pool.knows_welcome() {
+        pool.learn(&server);
+    }
     shard.give_back(pool, server, std::time::Instant::now());
     Ok(None)
 }

@@ -15,6 +15,7 @@ mod journal;
 mod keeper;
 mod lead;
 mod moved;
+mod mover;
 mod own;
 mod run;
 mod state;

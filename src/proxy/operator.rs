@@ -43,7 +43,7 @@ impl Operator for Console {
             .iter()
             .map(|r| {
                 let counts = counts.get(&r.name).copied().unwrap_or_default();
-                let (lead, wanted) = leads_now(&self.global.mirrored.leads, r);
+                let (lead, wanted) = leads_now(&self.global.mirrored.leads, r, config.mirror.slice);
                 RepositoryRow {
                     name: r.name.clone(),
                     tables: r.tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect(),
@@ -337,8 +337,13 @@ pub(super) async fn collect(global: Arc<Global>) {
 }
 
 /// Who leads a repository, and who is to lead it when that is somebody else.
-fn leads_now(leads: &super::mirror::Leads, repository: &Repository) -> (String, Option<String>) {
-    let wanted = repository.writes.draw(0);
+fn leads_now(
+    leads: &super::mirror::Leads,
+    repository: &Repository,
+    slice: Duration,
+) -> (String, Option<String>) {
+    let turn = repository.slices(slice).zip(leads.clock()).map(|(slices, clock)| slices.at(clock).lead);
+    let wanted = turn.unwrap_or_else(|| repository.writes.draw(0));
     let lead = match leads.in_force(&repository.name) {
         _ if repository.mirror.mode == Mode::Off => wanted.name(),
         InForce::Side(lead) => lead.name(),

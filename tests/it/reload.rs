@@ -196,7 +196,7 @@ fn bad_files(good: &str) -> Vec<(&'static str, String)> {
             good.replacen("reads = { source = 100, target = 0 }", "reads = { source = 100, target = 20 }", 1),
         ),
         (
-            "fractional writes",
+            "fractional writes without mirroring",
             good.replacen(
                 "writes = { source = 100, target = 0 }",
                 "writes = { source = 90, target = 10 }",

@@ -8,7 +8,7 @@ use std::thread;
 use crate::support::{
     Rng,
     cluster::{database, oldest},
-    env_number, frames,
+    env_number, frames, needs_proxy,
     proxy::Settings,
     reply::Frame,
     seed,
@@ -234,6 +234,27 @@ fn nothing_is_left_behind() {
             assert_eq!(rows, Ok(expected), "after {queries:?}");
             let error = clean.query("EXECUTE st").expect_err("no statement of another client");
             assert_eq!(error.sqlstate, "26000");
+        }
+    }
+}
+
+/// Threads hand server connections to each other: whoever gets one that another thread opened is told the same.
+#[test]
+fn first_logins_at_once_are_told_of_the_server() {
+    needs_proxy!();
+    database("logins");
+    for round in 0..4 {
+        let proxy = Settings::new("logins").transaction(1).start();
+        let (login, port) = (proxy.login("alice"), proxy.port);
+        let clients: Vec<_> = (0..8)
+            .map(|_| {
+                let login = login.clone();
+                thread::spawn(move || Wire::connect(port, &login).expect("it logs in").parameters)
+            })
+            .collect();
+        for client in clients {
+            let told = client.join().expect("a client");
+            assert!(told.contains_key("server_version"), "round {round}: told {told:?}");
         }
     }
 }

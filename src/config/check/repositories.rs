@@ -7,7 +7,10 @@ use super::{
 use crate::{
     compare::rules::{Json, Numeric, Rules},
     config::Shadowed,
-    route::policy::{Ack, Ddl, MAX_REPOSITORIES, Mirror, Mode, OnFailure, Pattern, Repository, Share},
+    route::{
+        policy::{Ack, Ddl, MAX_REPOSITORIES, Mirror, Mode, OnFailure, Pattern, Repository, Share},
+        slice::Slices,
+    },
 };
 
 /// A pattern, where it stands, and the index of its repository.
@@ -36,6 +39,7 @@ impl Checker<'_> {
             mirror: Mirror::default(),
         }];
         let (mut tables, mut functions) = (Vec::new(), Vec::new());
+        let slice = self.section("mirror").duration("slice");
         for part in self.tables("repository") {
             let name = part.text("name").unwrap_or_default();
             check_name(&part, &name, &list);
@@ -48,6 +52,9 @@ impl Checker<'_> {
             let writes = part.share("writes");
             let mirror = mirror(&part);
             check_mirror(&part, mirror, reads, writes);
+            if let Some(slices) = Slices::new(slice, writes).filter(|_| mirror.mode.is_synchronous()) {
+                part.warn("writes", take_turns(&slices), None);
+            }
             let of_tables = patterns(&part, "tables", index, &mut tables);
             let of_functions = patterns(&part, "functions", index, &mut functions);
             if of_tables.is_empty() && part.is_written("tables") && part.texts("tables").is_empty() {
@@ -132,10 +139,11 @@ fn check_mirror(part: &Part<'_>, mirror: Mirror, reads: Share, writes: Share) {
                            something else must keep it current";
             part.warn("reads", message, None);
         }
-        Mode::Async | Mode::Journaled | Mode::Atomic if !whole => {
-            let message =
-                "one side leads the writes of a repository; sharing them between two is not available";
-            part.mistake("writes", message, Some(hint.to_owned()));
+        Mode::Async if !whole => {
+            let message = "source and target can only take turns while the follower is current, and mirror = \"async\" \
+                           leaves it behind";
+            let hint = format!("use mirror = \"journaled\" or \"atomic\", or {hint}");
+            part.mistake("writes", message, Some(hint));
         }
         Mode::Async if reads != writes => {
             let message = "reads stay on the lead while mirror = \"async\": the follower is behind";
@@ -143,6 +151,15 @@ fn check_mirror(part: &Part<'_>, mirror: Mirror, reads: Share, writes: Share) {
         }
         Mode::Off | Mode::Async | Mode::Journaled | Mode::Atomic => {}
     }
+}
+
+/// What a weight between 0 and 100 means.
+fn take_turns(slices: &Slices) -> String {
+    let (target, period) = (slices.target().as_secs_f64(), slices.period().as_secs_f64());
+    format!(
+        "source and target take turns: the target leads {target} s of every {period} s, one side at a time; writers wait a \
+         moment at each change, and each change leaves out some values of every sequence"
+    )
 }
 
 fn patterns(part: &Part<'_>, key: &str, repository: usize, all: &mut Vec<Written>) -> Vec<Pattern> {

@@ -202,12 +202,27 @@ fn backends() {
 fn repositories() {
     let repository = |keys: &str| format!("[[repository]]\nname = 'r'\ntables = ['public.r']\n{keys}");
     mistakes(
-        &repository("mirror = 'journaled'\nwrites = { source = 99, target = 1 }"),
+        &repository("mirror = 'async'\nwrites = { source = 99, target = 1 }"),
         &[
-            "proxy.toml:5:10: repository.writes: one side leads the writes of a repository; sharing them between two \
-           is not available; write { source = 100, target = 0 } or { source = 0, target = 100 }",
+            "proxy.toml:5:10: repository.writes: source and target can only take turns while the follower is current, \
+           and mirror = \"async\" leaves it behind; use mirror = \"journaled\" or \"atomic\", or write \
+           { source = 100, target = 0 } or { source = 0, target = 100 }",
         ],
     );
+    let turns = |place: &str, target: f64, period| {
+        format!(
+            "proxy.toml:{place}: repository.writes: source and target take turns: the target leads {target} s of every \
+             {period} s, one side at a time; writers wait a moment at each change, and each change leaves out some \
+             values of every sequence"
+        )
+    };
+    for (mode, target) in [("journaled", 10), ("atomic", 90)] {
+        let keys = format!("mirror = '{mode}'\nwrites = {{ source = {}, target = {target} }}", 100 - target);
+        warnings(&repository(&keys), &[&turns("5:10", f64::from(target) / 10.0, 10)]);
+    }
+    let keys = "mirror = 'atomic'\nwrites = { source = 99, target = 1 }\n[mirror]\nslice = '20s'";
+    warnings(&repository(keys), &[&turns("5:10", 0.5, 50)]);
+    mistakes(&repository("[mirror]\nslice = '0'"), &["proxy.toml:5:9: mirror.slice: must be more than zero"]);
     warnings(&repository("mirror = 'journaled'\nreads = { source = 90, target = 10 }"), &[]);
     warnings(
         &repository("mirror = 'async'\nreads = { source = 90, target = 10 }"),

@@ -12,8 +12,14 @@ use crate::mirror::{
 };
 
 /// Moves them ahead on `new` of what `old` has given. Gives the number of those that were moved.
-pub(super) async fn advance(old: &Session, new: &Session, repository: &str) -> Result<usize, Failed> {
-    let (theirs, ours) = futures_util::try_join!(load(old, repository), load(new, repository))?;
+pub(super) async fn advance(
+    old: &Session,
+    new: &Session,
+    repositories: &[String],
+    often: bool,
+) -> Result<usize, Failed> {
+    let (theirs, ours) = futures_util::try_join!(load(old, repositories), load(new, repositories))?;
+    let margin = if often { OFTEN } else { SELDOM };
     let mut set = Vec::new();
     for (name, here) in &ours {
         let mut to = None;
@@ -21,7 +27,7 @@ pub(super) async fn advance(old: &Session, new: &Session, repository: &str) -> R
             *other == name || there.columns.intersection(&here.columns).next().is_some()
         }) {
             let counter = to.map_or(here.counter, |(last, called)| Counter { last, called, ..here.counter });
-            to = ahead(&there.counter, &counter)
+            to = ahead(&there.counter, &counter, margin)
                 .map_err(|why| Failed::Unfit(format!("sequence {}: {why}", qualified(&name.0, &name.1))))?
                 .or(to);
         }
@@ -70,9 +76,17 @@ impl Counter {
     }
 }
 
+/// How far ahead: caches, and values.
+type Margin = (i128, i128);
+
+/// Of a move now and then.
+const SELDOM: Margin = (100, 1_000);
+/// Of sides that take turns: ten times a minute for years.
+const OFTEN: Margin = (1, 10);
+
 /// Where `new` must be set, value and whether that counts as given, to give nothing that `old` gave or may still be asked
-/// for by whoever has not heard of the move: a hundred caches and a thousand values, or a hundredth of what is left.
-fn ahead(old: &Counter, new: &Counter) -> Result<Option<(i64, bool)>, &'static str> {
+/// for by whoever has not heard of the move: so far ahead, or a hundredth of what is left.
+fn ahead(old: &Counter, new: &Counter, margin: Margin) -> Result<Option<(i64, bool)>, &'static str> {
     if (old.increment > 0) != (new.increment > 0) {
         return Err("one side counts up and the other counts down");
     }
@@ -81,7 +95,7 @@ fn ahead(old: &Counter, new: &Counter) -> Result<Option<(i64, bool)>, &'static s
     let step = i128::from(old.increment);
     let left = ((bound - old.next()) / step).max(0);
     let cache = i128::from(old.cache);
-    let margin = (cache * 100 + 1000).min(left / 100).max(cache);
+    let margin = (cache * margin.0 + margin.1).min(left / 100).max(cache);
     let wanted = old.next() + margin * step;
     let target = if up { wanted.max(new.next()) } else { wanted.min(new.next()) };
     if target == new.next() {
@@ -94,9 +108,9 @@ fn ahead(old: &Counter, new: &Counter) -> Result<Option<(i64, bool)>, &'static s
     Ok(Some((value, beyond)))
 }
 
-async fn load(session: &Session, repository: &str) -> Result<BTreeMap<Name, Sequence>, Error> {
+async fn load(session: &Session, repositories: &[String]) -> Result<BTreeMap<Name, Sequence>, Error> {
     let mut found: BTreeMap<Name, Sequence> = BTreeMap::new();
-    for row in session.rows(SEQUENCES, &[&repository]).await? {
+    for row in session.rows(SEQUENCES, &[&repositories]).await? {
         let counter = Counter {
             last: 0,
             called: false,
@@ -130,7 +144,7 @@ const AT_ONCE: usize = 200;
 /// Owned ones (serial, identity) and those that a default names, of tables and partitions.
 const SEQUENCES: &str = "WITH RECURSIVE members AS (
     SELECT pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schema_name, t.table_name))::oid AS id
-    FROM crossfade.tables t WHERE t.repository = $1
+    FROM crossfade.tables t WHERE t.repository = ANY ($1)
     UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN members m ON i.inhparent = m.id
   ), used AS (
     SELECT d.refobjid AS tab, d.refobjsubid AS col, d.objid AS seq FROM pg_catalog.pg_depend d
@@ -176,8 +190,10 @@ mod tests {
             (small, Counter { last: 1, ..small }, Some((32_008, false))),
             (Counter { last: 32_767, ..small }, Counter { last: 1, ..small }, Some((32_767, true))),
         ] {
-            assert_eq!(ahead(&old, &new), Ok(expected), "{old:?} {new:?}");
+            assert_eq!(ahead(&old, &new, SELDOM), Ok(expected), "{old:?} {new:?}");
         }
-        assert!(ahead(&up(1, true), &counter(-1, true, -1)).is_err());
+        assert!(ahead(&up(1, true), &counter(-1, true, -1), SELDOM).is_err());
+        let (forth, back) = (up(500, true), up(12, true));
+        assert_eq!(ahead(&forth, &back, OFTEN), Ok(Some((512, false))), "one cache and ten values");
     }
 }

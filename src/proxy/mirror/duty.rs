@@ -97,7 +97,7 @@ impl Client {
                     Duty::Spill
                 } else if mirrored & !self.txn.armed != 0
                     && !statements().any(ends_the_block)
-                    && statements().any(changes)
+                    && statements().any(holds)
                 {
                     Duty::Arm(mirrored | self.txn.armed)
                 } else {
@@ -211,10 +211,11 @@ impl Client {
             self.check_mirrored(&policy, &footprint, survey)?;
         }
         let mirrored = policy.in_mode(footprint.writes, Mode::is_mirrored);
-        if mirrored == 0 || !statements().any(changes) {
+        let block = self.txn.status == Status::Block;
+        let concerns = if block { holds } else { changes };
+        if mirrored == 0 || !statements().any(concerns) {
             return Ok(());
         }
-        let block = self.txn.status == Status::Block;
         if !block && !flight.mirrored.wrapped {
             if self.txn.status != Status::Idle || !statements().all(fits_in_a_block) {
                 return Ok(());
@@ -305,6 +306,12 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Does it write, or lock what others must not have meanwhile? In a block its locks outlast it: the lead must not move before
+/// the block ends, or somebody else would get them on the other side.
+fn holds(statement: &Statement) -> bool {
+    !statement.functions.is_empty() || !statement.writes.is_empty() || statement.kind == Kind::LockingRead
 }
 
 /// May it write rows? A row lock alone leaves nothing to ship.

@@ -12,6 +12,7 @@ use tokio::{sync::watch, task::JoinSet, time::sleep};
 use super::{
     background::managers,
     lead::{self, Leads},
+    mover,
     waits::{self, Waits},
 };
 use crate::{
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// What is known of mirrored repositories: for the data threads, metrics and people.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::proxy) struct Mirrored {
     pub(in crate::proxy) tables: Arc<Published>,
     pub(in crate::proxy) status: Arc<Status>,
@@ -116,7 +117,7 @@ fn tasks(global: &Arc<Global>, config: &Config) -> Result<JoinSet<()>, crate::ba
     let settings = Settings { grace, lock_timeout, patience };
     let (mirrored, global) = (&global.mirrored, Arc::downgrade(global));
     let mut tasks = JoinSet::new();
-    tasks.spawn(lead::move_leads(Weak::clone(&global), managers.clone(), patience));
+    tasks.spawn(mover::move_leads(Weak::clone(&global), managers.clone(), patience));
     let limits = (config.mirror.deadlock_after, patience);
     tasks.spawn(waits::watch(Weak::clone(&global), managers.clone(), limits));
     for side in Side::BOTH {

@@ -1,5 +1,4 @@
-//! Who leads what, by the control schema: looked at all the time, published to the data threads, and moved when the
-//! operator's file wants another side.
+//! Who leads what, by the control schema: looked at all the time, and published to the data threads.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,11 +16,11 @@ use crate::{
     Side,
     backend::control::Manager,
     mirror::{
-        lead::{Attempt, Failed, InForce, Mover, Row, rows},
+        lead::{InForce, Row, clock, rows},
         session::Session,
     },
     proxy::global::Global,
-    route::policy::{Mode, Policy, Repository, Share},
+    route::policy::{Policy, Repository, Share},
 };
 
 /// What is known of leads. Cheap to read, on any thread.
@@ -40,6 +39,8 @@ struct State {
     rows: [Option<BTreeMap<String, Row>>; 2],
     /// Who led when it was known last.
     last: Arc<HashMap<String, Side>>,
+    /// The source's clock, and when it was read.
+    clock: Option<(Instant, Duration)>,
     /// Attempts to move a lead, by outcome.
     moves: BTreeMap<&'static str, u64>,
     /// Moves that wait, and for what.
@@ -82,11 +83,16 @@ impl Leads {
         self.lock().moves.clone()
     }
 
-    fn count(&self, outcome: &'static str) {
+    /// The source's clock, since 1970: the one by which sides take turns, in every instance.
+    pub(in crate::proxy) fn clock(&self) -> Option<Duration> {
+        self.lock().clock.map(|(at, clock)| clock + at.elapsed())
+    }
+
+    pub(super) fn count(&self, outcome: &'static str) {
         *self.lock().moves.entry(outcome).or_default() += 1;
     }
 
-    fn wait(&self, name: &str, why: Option<String>) {
+    pub(super) fn wait(&self, name: &str, why: Option<String>) {
         let waits = &mut self.lock().waits;
         match why {
             Some(why) => drop(waits.insert(name.to_owned(), why)),
@@ -135,9 +141,13 @@ impl Leads {
 /// The policy by which clients are routed: leads are those in force. `None`: as it is.
 pub(in crate::proxy) fn effective(policy: &Policy, last: &HashMap<String, Side>) -> Option<Vec<Repository>> {
     let lead = |r: &Repository| {
-        let share = match last.get(&r.name).filter(|_| moves(r))? {
-            Side::Source => Share::NONE,
-            Side::Target => Share::ALL,
+        let known = last.get(&r.name).filter(|_| r.mirror.mode.is_mirrored());
+        let whole = [Share::NONE, Share::ALL].contains(&r.writes);
+        let share = match known {
+            None if whole => return None,
+            Some(Side::Target) => Share::ALL,
+            // Not known, and a fraction: one side leads, whichever. The one that does not will say so.
+            Some(Side::Source) | None => Share::NONE,
         };
         (share != r.writes).then_some(share)
     };
@@ -147,17 +157,29 @@ pub(in crate::proxy) fn effective(policy: &Policy, last: &HashMap<String, Side>)
     })
 }
 
-/// Has it one lead, which may move?
-fn moves(repository: &Repository) -> bool {
-    repository.mirror.mode != Mode::Off && [Share::NONE, Share::ALL].contains(&repository.writes)
+async fn read_clock(global: &Weak<Global>, source: &Session) {
+    let began = Instant::now();
+    let Ok(clock) = clock(source).await else { return };
+    let middle = began + began.elapsed() / 2;
+    if let Some(global) = global.upgrade() {
+        global.mirrored.leads.lock().clock = Some((middle, clock));
+    }
 }
 
 /// Looks at one side.
 pub(super) async fn look(global: Weak<Global>, side: Side, manager: Manager, patience: Duration) {
     let mut session = None;
+    let mut clock_read = None::<Instant>;
     loop {
         if session.is_none() {
             session = Session::look(&manager, side, patience).await.ok();
+            clock_read = None;
+        }
+        if let Some(open) = session.as_ref().filter(|_| side == Side::Source)
+            && clock_read.is_none_or(|at| at.elapsed() > CLOCK)
+        {
+            read_clock(&global, open).await;
+            clock_read = Some(Instant::now());
         }
         let found = match &session {
             Some(open) => rows(open).await,
@@ -189,150 +211,47 @@ pub(super) async fn look(global: Weak<Global>, side: Side, manager: Manager, pat
     }
 }
 
-/// Moves leads to where the file wants them.
-pub(super) async fn move_leads(global: Weak<Global>, managers: [Manager; 2], patience: Duration) {
-    let mover = Mover::new(managers, patience);
-    let mut wishes: HashMap<String, Wish> = HashMap::new();
-    loop {
-        sleep(jitter(LOOK)).await;
-        let Some(strong) = global.upgrade() else { return };
-        let (config, leads) = (strong.live.get(), Arc::clone(&strong.mirrored.leads));
-        drop(strong);
-        let policy = &config.policy;
-        wishes.retain(|name, _| policy.repositories.iter().any(|r| r.name == *name && moves(r)));
-        for repository in policy.repositories.iter().filter(|r| moves(r)) {
-            let wanted = repository.writes.draw(0);
-            let wish = wishes.entry(repository.name.clone()).or_insert_with(|| Wish::new(wanted));
-            if wish.wanted != wanted {
-                *wish = Wish::new(wanted);
-            }
-            if let Some(due) = wish.due(&repository.name, &leads) {
-                wish.grant(&mover, &leads, &repository.name, due).await;
-            }
-        }
-    }
-}
-
-/// What the operator's file wants of one repository, and what has come of it.
-#[derive(Debug)]
-struct Wish {
-    wanted: Side,
-    /// It led once since the file wants it. When somebody else moves it then, that is what counts: two instances whose
-    /// files differ must not pull at it for ever.
-    granted: bool,
-    /// Since when it is tried.
-    since: Option<Instant>,
-    /// The next attempt.
-    again: Instant,
-    /// What was logged last.
-    said: Option<(Instant, String)>,
-}
-
-/// What an attempt is to do.
-#[derive(Clone, Copy, Debug)]
-enum Due {
-    /// That side is to lead.
-    Move(Side),
-    /// A move that broke off, wherever it went, is to be finished.
-    Finish,
-}
-
-impl Wish {
-    fn new(wanted: Side) -> Self {
-        Self { wanted, granted: false, since: None, again: Instant::now(), said: None }
-    }
-
-    /// Is it time to try, and what for?
-    fn due(&mut self, name: &str, leads: &Leads) -> Option<Due> {
-        let lead = leads.in_force(name);
-        match lead {
-            InForce::Unknown => return None,
-            InForce::Side(lead) if lead == self.wanted => {
-                if !self.granted || self.said.is_some() {
-                    (self.granted, self.said, self.since) = (true, None, None);
-                    leads.wait(name, None);
-                }
-                return None;
-            }
-            InForce::Side(lead) if self.granted => {
-                if self.is_news("another") {
-                    let wanted = self.wanted;
-                    tracing::warn!(repository = name, %lead, %wanted, "another instance has moved the lead: it stays there, and the file says otherwise");
-                }
-                return None;
-            }
-            InForce::Side(_) | InForce::Nobody | InForce::Both => {}
-        }
-        let due = if self.granted { Due::Finish } else { Due::Move(self.wanted) };
-        (Instant::now() >= self.again).then_some(due)
-    }
-
-    /// One attempt.
-    async fn grant(&mut self, mover: &Mover, leads: &Leads, name: &str, due: Due) {
-        if self.since.is_none() {
-            self.since = Some(Instant::now());
-            let lead = leads.in_force(name);
-            tracing::info!(repository = name, lead = ?lead, wanted = %self.wanted, "the lead of writes is to move");
-        }
-        let wanted = match due {
-            Due::Move(side) => Some(side),
-            Due::Finish => None,
-        };
-        let attempt = mover.attempt(name, wanted).await;
-        self.again = Instant::now() + jitter(PAUSE);
-        match attempt {
-            Ok(Attempt::Nothing) => self.again = Instant::now(),
-            Ok(Attempt::Elsewhere) => {}
-            Ok(Attempt::Waits(wait)) => {
-                leads.count("waited");
-                let why = wait.to_string();
-                if self.is_news("waits") {
-                    tracing::info!(repository = name, wanted = %self.wanted, "the lead of writes waits for {why}");
-                }
-                leads.wait(name, Some(why));
-            }
-            Ok(Attempt::Moved { from, to, sequences, stalled }) => {
-                leads.count("moved");
-                leads.wait(name, None);
-                let took = self.since.take().map_or(stalled, |since| since.elapsed());
-                (self.said, self.again) = (None, Instant::now());
-                tracing::info!(
-                    repository = name, %from, %to, sequences,
-                    took_ms = took.as_millis(), stalled_ms = stalled.as_millis(),
-                    "the lead of writes has moved"
-                );
-                leads.look().await;
-            }
-            Err(error) => {
-                leads.count("failed");
-                let why = error.to_string();
-                if self.is_news(&why) {
-                    if matches!(error, Failed::Unfit(_)) {
-                        tracing::error!(repository = name, wanted = %self.wanted, error = why, "the lead of writes cannot move");
-                    } else {
-                        tracing::warn!(repository = name, wanted = %self.wanted, error = why, "the lead of writes could not be moved yet");
-                    }
-                }
-                leads.wait(name, Some(why));
-            }
-        }
-    }
-
-    /// Was it not said within the last minute?
-    fn is_news(&mut self, what: &str) -> bool {
-        let known = self.said.as_ref().is_some_and(|(at, text)| text == what && at.elapsed() < AGAIN);
-        if !known {
-            self.said = Some((Instant::now(), what.to_owned()));
-        }
-        !known
-    }
-}
-
-/// Between attempts: writers run on meanwhile.
-const PAUSE: Duration = Duration::from_millis(1200);
 /// Between looks at who leads. [`crate::mirror::lead`] waits for longer than that before a new lead takes writes.
-const LOOK: Duration = Duration::from_millis(80);
+pub(super) const LOOK: Duration = Duration::from_millis(80);
 const AFTER_ERROR: Duration = Duration::from_millis(200);
 /// A look at a side that does not answer is not waited for.
 const SILENT: Duration = Duration::from_millis(300);
-const AGAIN: Duration = Duration::from_secs(60);
+/// Between readings of the source's clock.
+const CLOCK: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::policy::{Mirror, Mode, OnUnknown, TransactionReads};
+
+    #[test]
+    fn clients_are_routed_by_who_leads_never_by_a_fraction() {
+        let repository = |name: &str, writes: u16, mode| Repository {
+            name: name.to_owned(),
+            tables: Vec::new(),
+            functions: Vec::new(),
+            reads: Share::NONE,
+            writes: Share::new(writes).unwrap(),
+            mirror: Mirror { mode, ..Mirror::default() },
+        };
+        let policy = Policy {
+            generation: 1,
+            repositories: vec![
+                repository("off", 10_000, Mode::Off),
+                repository("known", 1_000, Mode::Atomic),
+                repository("unknown", 9_000, Mode::Journaled),
+                repository("whole", 0, Mode::Async),
+            ],
+            on_unknown: OnUnknown::Refuse,
+            transactions: TransactionReads::Weighted,
+            sticky: Duration::ZERO,
+        };
+        let target = |names: &[&str]| names.iter().map(|n| ((*n).to_owned(), Side::Target)).collect();
+        let writes = |last: HashMap<String, Side>| -> Vec<Share> {
+            effective(&policy, &last).unwrap().iter().map(|r| r.writes).collect()
+        };
+        let (s, t) = (Share::NONE, Share::ALL);
+        assert_eq!(writes(target(&[])), [t, s, s, s]);
+        assert_eq!(writes(target(&["off", "known", "whole"])), [t, t, s, t]);
+    }
+}

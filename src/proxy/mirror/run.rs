@@ -193,7 +193,6 @@ impl Client {
                 return self.lead_lost(&choice, server, &why, &flight);
             }
             Stopped::Ended(error) => {
-                self.running(&server);
                 self.servers[choice.side.index()] = Some(server);
                 return Err(End::Error(error));
             }

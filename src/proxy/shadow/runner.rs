@@ -177,7 +177,8 @@ impl Runner {
         let _held = Held::new(&self.suspicions, &self.freed);
         let state = &self.shard.global.shadow;
         let rules = &job.config.shadow.repositories[job.repository].rules;
-        let (mut suspicion, mut step) = Suspicion::new(Schedule::default(), job.determinate, state.now());
+        let answered = state.now().saturating_sub(job.queued.elapsed());
+        let (mut suspicion, mut step) = Suspicion::new(Schedule::default(), job.determinate, answered);
         loop {
             step = match step {
                 Step::Done(outcome) => return outcome,
@@ -227,8 +228,9 @@ impl Runner {
         let status = &self.shard.global.mirrored.status;
         let current = self.shard.current();
         current.config.policy.of(job.reads).any(|(_, r)| {
-            let lead = r.writes.draw(0);
-            r.mirror.mode != Mode::Off && !status.is_clean(&r.name, lead, Instant::now())
+            let unclean =
+                |lead: Side| r.writes.allows(lead) && !status.is_clean(&r.name, lead, Instant::now());
+            r.mirror.mode != Mode::Off && Side::BOTH.into_iter().any(unclean)
         })
     }
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crossfade::{
     Side,
-    mirror::lead::{Attempt, InForce, Mover, Row, Step, Wait},
+    mirror::lead::{Attempt, InForce, Mover, Order, Row, Step, Wait},
 };
 
 use crate::mirror_repair::{Bench, block_on};
@@ -35,7 +35,7 @@ fn in_force(bench: &Bench) -> InForce {
 
 #[track_caller]
 fn attempt(mover: &Mover, to: Side) -> Attempt {
-    block_on(mover.attempt("all", Some(to))).expect("an attempt")
+    block_on(mover.attempt(&Order::new(&["all"], Some(to)))).expect("an attempt")
 }
 
 /// Can this side be written to, past the proxy?
@@ -51,7 +51,7 @@ fn a_crash_between_any_two_steps_is_finished_by_the_next() {
         bench.drain();
         for (from, to) in [(Side::Source, Side::Target), (Side::Target, Side::Source)] {
             let dies = mover(&bench).hooked(Some(Arc::new(move |step| step == cut)));
-            block_on(dies.attempt("all", Some(to))).expect_err("it died");
+            block_on(dies.attempt(&Order::new(&["all"], Some(to)))).expect_err("it died");
             let expected = match cut {
                 Step::Left => InForce::Nobody,
                 Step::Taken => InForce::Side(to),
@@ -69,7 +69,7 @@ fn a_crash_between_any_two_steps_is_finished_by_the_next() {
             }
             ship(&bench, from, to);
             // Who finishes it need not want it.
-            let next = block_on(mover(&bench).attempt("all", None)).expect("an attempt");
+            let next = block_on(mover(&bench).attempt(&Order::new(&["all"], None))).expect("an attempt");
             assert_eq!(matches!(next, Attempt::Moved { .. }), cut == Step::Left, "{cut:?} {next:?}");
             if !matches!(cut, Step::Left | Step::Taken) {
                 assert!(matches!(attempt(&mover(&bench), to), Attempt::Moved { .. }), "{cut:?}");
@@ -148,7 +148,8 @@ fn two_leads_are_an_operators_business() {
     let bench = Bench::new("lead_both", SCHEMA);
     bench.target().run("UPDATE crossfade.repositories SET lead = 'target'");
     assert_eq!(in_force(&bench), InForce::Both);
-    let error = block_on(mover(&bench).attempt("all", Some(Side::Target))).expect_err("refused");
+    let error =
+        block_on(mover(&bench).attempt(&Order::new(&["all"], Some(Side::Target)))).expect_err("refused");
     assert!(error.to_string().contains("both sides"), "{error}");
 }
 
@@ -185,7 +186,8 @@ fn a_cascade_into_another_repository_takes_its_fence() {
     }
     source.run("BEGIN; SELECT crossfade.arm('{1}', 'source')");
     source.run("DELETE FROM parents");
-    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 407137 AND objid = 2";
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 407137 AND objid = 2 \
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     assert_eq!(bench.source().run(held).as_deref(), Some("1"));
     source.run("ROLLBACK");
 }

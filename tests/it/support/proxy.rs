@@ -45,6 +45,8 @@ pub(crate) struct Settings {
     pub(crate) document_reads_target: u32,
     /// Whole writes of `document` to the target.
     pub(crate) document_writes_target: bool,
+    /// Share of every repository's writes that the target leads, in percent. Wins over `document_writes_target`.
+    pub(crate) writes_target: Option<u32>,
     /// More lines of every `[[repository]]`; what mirroring needs is installed before the start.
     pub(crate) mirror: String,
     /// Body of `[mirror]`.
@@ -89,6 +91,7 @@ impl Settings {
             environment: Vec::new(),
             document_reads_target: 0,
             document_writes_target: false,
+            writes_target: None,
             mirror: String::new(),
             mirroring: String::new(),
             repositories: String::new(),
@@ -150,7 +153,8 @@ impl Settings {
         }
         let _ = write!(toml, "\n[admin]\nhttp = \"127.0.0.1:{http}\"\n{}\n", self.admin);
         let reads = self.document_reads_target;
-        let writes = if self.document_writes_target { 100 } else { 0 };
+        let others = self.writes_target.unwrap_or(0);
+        let writes = self.writes_target.unwrap_or(if self.document_writes_target { 100 } else { 0 });
         let _ = write!(
             toml,
             "\n[[repository]]\nname = \"document\"\ntables = [{}]\nreads = {{ source = {}, target = {reads} }}\nwrites = {{ source = {}, target = {writes} }}\n{}\n",
@@ -162,7 +166,8 @@ impl Settings {
         for (name, tables) in [("user", "public.users"), ("organization", "public.organizations")] {
             let _ = write!(
                 toml,
-                "\n[[repository]]\nname = \"{name}\"\ntables = [\"{tables}\"]\nreads = {{ source = 100, target = 0 }}\nwrites = {{ source = 100, target = 0 }}\n{}\n",
+                "\n[[repository]]\nname = \"{name}\"\ntables = [\"{tables}\"]\nreads = {{ source = 100, target = 0 }}\nwrites = {{ source = {}, target = {others} }}\n{}\n",
+                100 - others,
                 [self.mirror.as_str(), &self.repositories].join("\n")
             );
         }
