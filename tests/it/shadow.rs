@@ -355,3 +355,61 @@ fn evidence_outlives_the_process() {
         (sampled() - before).abs() < 0.5
     });
 }
+
+/// Cells, rows and trailing zeros planted in rows that nobody writes, found beside hot rows that everybody writes:
+/// all of them, each by its name, and nothing else. `CROSSFADE_ROUNDS`: how many hundreds.
+#[test]
+fn planted_among_hot_rows() {
+    needs_proxy!();
+    let planted = 100 * crate::support::env_number("CROSSFADE_ROUNDS").unwrap_or(1);
+    let tables = format!(
+        "CREATE TABLE t (id int PRIMARY KEY, v text, x numeric);
+         INSERT INTO t SELECT i, 'v' || i, i + 0.5 FROM generate_series(1, {planted}) i WHERE i % 4 <> 3;
+         CREATE TABLE t_hot (id int PRIMARY KEY, n int); INSERT INTO t_hot SELECT i, 0 FROM generate_series(1, 200) i"
+    );
+    let proxy = start("sh_among", [&tables, &tables], |s| {
+        s.mirror = "mirror = \"journaled\"".to_owned();
+        s.shadow = "expire = \"10m\"\nqueue = 100000".to_owned();
+    });
+    let mut admin = newest().admin("sh_among");
+    admin.run("SET crossfade.role = 'apply'"); // not to be mirrored back
+    admin.run("UPDATE t SET v = 'planted' WHERE id % 4 = 0");
+    admin.run("DELETE FROM t WHERE id % 4 = 1");
+    admin.run("UPDATE t SET x = x::text::numeric + 0.00 WHERE id % 4 = 2");
+    admin.run(&format!(
+        "INSERT INTO t SELECT i, 'extra', 1 FROM generate_series(1, {planted}) i WHERE i % 4 = 3"
+    ));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        for writer in 0..8 {
+            let (proxy, stop) = (&proxy, &stop);
+            scope.spawn(move || {
+                let mut client = proxy.client("alice");
+                let mut n = writer;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 7;
+                    client.run(&format!("UPDATE t_hot SET n = n + 1 WHERE id = {}", n % 200 + 1));
+                }
+            });
+        }
+        let mut client = proxy.client("alice");
+        for id in 1..=planted {
+            let _ = client.execute("SELECT id, v, x FROM t WHERE id = $1", &[&id.to_string()]);
+            client.run(&format!("SELECT n FROM t_hot WHERE id = {}", id % 200 + 1));
+            client.run("SELECT id, n FROM t_hot WHERE id < 20 ORDER BY id");
+        }
+        let all = 3.0 * f64::from(u32::try_from(planted).expect("few"));
+        let names = ["match", "transient", "indeterminate", "divergence"];
+        let done = || names.map(|name| outcome(&proxy, name)).iter().sum::<f64>();
+        let limit = Duration::from_secs(30 + planted / 4);
+        let enough = crate::support::holds_within(limit, || done() > all - 0.5);
+        assert!(enough, "{}", shown(&proxy));
+    });
+    let class = |class: &str| proxy.metric("shadow_divergences_total", &[&format!("class=\"{class}\"")]);
+    let quarter = f64::from(u32::try_from(planted / 4).expect("few"));
+    let found = [class("cell"), class("missing_row"), class("extra_row"), outcome(&proxy, "divergence")];
+    let expected = [2.0 * quarter, quarter, quarter, 4.0 * quarter];
+    assert_eq!(found.map(|n| n.to_string()), expected.map(|n| n.to_string()), "{}", shown(&proxy));
+    println!("{}", shown(&proxy));
+}
