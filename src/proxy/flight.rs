@@ -37,7 +37,7 @@ pub(super) struct Flight {
     /// The tag of the last CommandComplete was `ROLLBACK`.
     pub(super) rolled_back: bool,
     /// The text was sent with another name of a prepared statement in it: the client's name, and what that moved.
-    pub(super) renamed: Option<(Box<[u8]>, Moved)>,
+    pub(super) renamed: Option<Box<(Box<[u8]>, Moved)>>,
     /// What messages of the client executed that came after the unit was begun.
     pub(super) later: Vec<Rc<super::plans::Entry>>,
     /// Addresses of those.

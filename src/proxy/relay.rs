@@ -377,7 +377,7 @@ impl Client {
             return None;
         }
         let name_of = |number| {
-            if let Some((name, _)) = &flight.renamed {
+            if let Some((name, _)) = flight.renamed.as_deref() {
                 return Some(name.to_vec());
             }
             let parse = self.pipeline.next() == Some(Expect::Parse);
@@ -385,7 +385,7 @@ impl Client {
             let name = if parse { refused() } else { self.registry.name_of(number) };
             name.map(<[u8]>::to_vec)
         };
-        words::in_client_words(error, name_of, flight.renamed.as_ref().map(|(_, moved)| *moved))
+        words::in_client_words(error, name_of, flight.renamed.as_deref().map(|(_, moved)| *moved))
     }
 
     /// An SQL-level PREPARE, DEALLOCATE or DISCARD was carried out.

@@ -127,7 +127,7 @@ impl Client {
             old: characters(&text[span]),
             new: characters(new) + 2,
         };
-        flight.renamed = Some((old.into(), moved));
+        flight.renamed = Some(Box::new((old.into(), moved)));
         frame::put(&mut server.conn.output, b'Q', |b| {
             b.extend_from_slice(&renamed);
             b.extend_from_slice(&[0]);
