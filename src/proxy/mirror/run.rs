@@ -123,7 +123,7 @@ impl Client {
                 let heard = committed_in(&flight.mirrored.held);
                 let committed = match heard {
                     Some(committed) => Some(committed),
-                    None => match server.reply(&self.shard.buffers).await {
+                    None => match self.last_answer(&mut server).await {
                         Ok(reply) => Some(
                             reply.error.is_none() && reply.tags.last().is_some_and(|t| **t == *b"COMMIT"),
                         ),
