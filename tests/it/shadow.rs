@@ -328,6 +328,27 @@ fn hot_rows_do_not_diverge() {
     assert!(outcome(&proxy, "divergence") < 0.5, "{:?}", divergences(&proxy));
 }
 
+/// Applications are told apart, also those with start-up parameters of their own, on two connections for all of them.
+#[test]
+fn applications_are_told_apart() {
+    needs_proxy!();
+    let tables = "CREATE TABLE t (id int PRIMARY KEY, f float8); INSERT INTO t VALUES (1, 1.0 / 3)";
+    let proxy = start("sh_apps", [tables, tables], |s| {
+        s.shadow = "connections = 2\nexpire = \"10s\"".to_owned();
+    });
+    for (digits, name) in [("0", "old"), ("1", "new"), ("3", "other"), ("-1", "fourth"), ("2", "old")] {
+        let login = proxy.login("alice").parameter("application_name", name);
+        let login = login.parameter("extra_float_digits", digits);
+        let mut client = Wire::connect(proxy.port, &login).expect("a login");
+        client.run("SELECT f FROM t WHERE id = 1");
+    }
+    assert_eq!(outcomes(&proxy, 5.0), "match 5");
+    let rows = proxy.console("bob").expect("may look").query("SHOW SHADOW").expect("rows");
+    let compared =
+        |name: &str| rows.iter().find(|r| r[1].as_deref() == Some(name)).and_then(|r| r[5].clone());
+    assert_eq!(["old", "new", "other", "fourth"].map(|name| compared(name).unwrap()), ["2", "1", "1", "1"]);
+}
+
 /// What was found is still there after a restart, and shares are hot.
 #[test]
 fn evidence_outlives_the_process() {

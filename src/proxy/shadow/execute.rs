@@ -119,10 +119,27 @@ async fn take(shard: &Rc<Shard>, pool: &Rc<Pool>) -> Result<Box<Server>, Refused
         if let Some(server) = poll_fn(|cx| Poll::Ready(shard.take_idle(cx, pool))).await {
             return Ok(server);
         }
+        make_room(shard, pool, most);
         let mut server = pool.take(limits).await?;
         if poll_fn(|cx| Poll::Ready(server.is_alive(cx, &shard.buffers))).await {
             return Ok(server);
         }
+    }
+}
+
+/// Clients with other start-up parameters have pools of their own: an idle connection of those makes room.
+fn make_room(shard: &Rc<Shard>, pool: &Rc<Pool>, most: usize) {
+    let side = pool.key.side;
+    if shard.global.shadow_budgets.used(side) < most {
+        return;
+    }
+    let spare = {
+        let pools = shard.pools.borrow();
+        let mut others = pools.values().filter(|other| other.key.side == side && !Rc::ptr_eq(other, pool));
+        others.find_map(|other| other.longest_idle())
+    };
+    if let Some(server) = spare {
+        shard.close(server);
     }
 }
 

@@ -226,8 +226,7 @@ impl Runner {
     /// Is the follower of what it reads known to lack writes, or not known to have them?
     fn behind(&self, job: &Job) -> bool {
         let status = &self.shard.global.mirrored.status;
-        let current = self.shard.current();
-        current.config.policy.of(job.reads).any(|(_, r)| {
+        job.config.policy.of(job.reads).any(|(_, r)| {
             let unclean =
                 |lead: Side| r.writes.allows(lead) && !status.is_clean(&r.name, lead, Instant::now());
             r.mirror.mode != Mode::Off && Side::BOTH.into_iter().any(unclean)

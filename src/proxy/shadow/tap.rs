@@ -190,7 +190,7 @@ impl Client {
             answering: server.side,
             who: Who {
                 user: pool.user.to_string(),
-                parameters: pool.parameters.to_vec(),
+                parameters: parameters(&pool.parameters),
                 minor: pool.minor,
                 credentials: Side::BOTH.map(|side| self.pools[side.index()].credentials.borrow().clone()),
             },
@@ -225,6 +225,12 @@ impl Client {
             state.hand_over(job);
         }
     }
+}
+
+/// The client's start-up parameters under a name of our own: a pool for every application would be too many.
+fn parameters(of_client: &[(String, String)]) -> Vec<(String, String)> {
+    let others = of_client.iter().filter(|(name, _)| name != "application_name").cloned();
+    others.chain([("application_name".to_owned(), "crossfade shadow".to_owned())]).collect()
 }
 
 /// Does an error of this SQLSTATE say something about the moment rather than about the data?
