@@ -10,3 +10,5 @@ pub mod console_wait;
 pub mod console_wire;
 pub mod http;
 pub mod notify;
+pub mod page;
+pub mod snapshot;

@@ -23,6 +23,7 @@ mod settle;
 mod shadow;
 mod shard;
 mod shared;
+mod snapshot;
 mod stats;
 mod tags;
 mod transact;

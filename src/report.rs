@@ -2,6 +2,7 @@
 
 pub mod bound;
 pub mod divergence;
+pub mod history;
 pub mod hot;
 pub mod latency;
 pub mod log;

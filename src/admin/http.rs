@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz`, `/readyz`. Nothing here changes anything.
+//! `/metrics`, `/healthz`, `/readyz`, `/state`, and the page that shows it. Nothing here changes anything.
 //!
 //! One request a connection, with a limit on its size and a deadline over all of it: the endpoint may be
 //! opened to a network, and a scraper that stalls must cost nothing.
@@ -17,12 +17,13 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::timeout};
 
+use super::{page, snapshot::Snapshot};
 use crate::{
     Side,
-    report::metrics::{Collect, Metrics},
+    report::metrics::{BoxFuture, Collect, Metrics},
 };
 
 /// Bytes of a request's head.
@@ -33,6 +34,12 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at once; more wait in the listen backlog.
 const MAX_CONNECTIONS: usize = 64;
+/// No other origin may read it, and nobody keeps it.
+const PRIVATE: [(&str, &str); 3] = [
+    ("cache-control", "no-store"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("x-content-type-options", "nosniff"),
+];
 /// After a failed accept (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,9 +50,14 @@ pub struct HttpState {
     pub metrics: Arc<Metrics>,
     /// Sets the gauges right before `/metrics` is rendered.
     pub collect: Collect,
+    /// State and evidence, for `/state`.
+    pub snapshot: Take,
     /// The state of the proxy at this moment.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
 }
+
+/// Looks at state and evidence.
+pub type Take = Arc<dyn Fn() -> BoxFuture<'static, Snapshot> + Send + Sync>;
 
 /// The state of the proxy.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -57,7 +69,7 @@ pub struct Health {
 }
 
 /// What the last health check of a backend said.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendState {
     /// It answered.
@@ -111,8 +123,9 @@ pub async fn serve(
 /// The routes, for tests and for a server of the caller's.
 pub fn router(state: HttpState) -> Router {
     Router::new()
-        .route("/", get(async || "crossfade: see /metrics, /healthz, /readyz\n"))
+        .route("/", get(start_page))
         .route("/metrics", get(metrics))
+        .route("/state", get(snapshot))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .with_state(state)
@@ -136,6 +149,19 @@ async fn connection(stream: TcpStream, service: TowerToHyperService<Router>) {
 async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
     (state.collect)().await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.metrics.render())
+}
+
+async fn snapshot(State(state): State<HttpState>) -> impl IntoResponse {
+    (PRIVATE, Json((state.snapshot)().await))
+}
+
+async fn start_page() -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY.as_str(), page::policy()),
+        (header::REFERRER_POLICY.as_str(), "no-referrer"),
+    ];
+    (PRIVATE, headers, page::live())
 }
 
 /// Ready: clients should be sent here. A dead target does not make it unready, since what runs on the source
@@ -175,7 +201,10 @@ mod tests {
             let metrics = Arc::clone(&mirrored);
             Box::pin(async move { metrics.gauge(&metrics::POOL_WAITERS, &[Value::Word("source")], 4.0) })
         });
-        HttpState { metrics, collect, health: Arc::new(move || health) }
+        let snapshot: Take = Arc::new(|| {
+            Box::pin(async { Snapshot { version: "crossfade 1".to_owned(), ..Snapshot::default() } })
+        });
+        HttpState { metrics, collect, snapshot, health: Arc::new(move || health) }
     }
 
     async fn exchange(address: SocketAddr, request: &[u8]) -> String {
@@ -204,12 +233,16 @@ mod tests {
     async fn answers() {
         with_server(UP, async |address| {
             for (request, status, part) in [
-                ("GET / HTTP/1.1", 200, "/readyz"),
+                ("GET / HTTP/1.1", 200, "<title>crossfade</title>"),
+                ("GET / HTTP/1.1", 200, "content-security-policy: default-src 'none'; script-src 'sha256-"),
                 ("GET /healthz HTTP/1.1", 200, "ok"),
                 ("HEAD /healthz HTTP/1.1", 200, "content-length: 3"),
                 ("GET /metrics HTTP/1.1", 200, "crossfade_pool_waiters{backend=\"source\"} 4\n"),
                 ("GET /metrics HTTP/1.1", 200, "content-type: text/plain; version=0.0.4"),
+                ("GET /state HTTP/1.1", 200, "{\"version\":\"crossfade 1\","),
+                ("GET /state HTTP/1.1", 200, "cache-control: no-store"),
                 ("POST /metrics HTTP/1.1", 405, ""),
+                ("POST /state HTTP/1.1", 405, ""),
                 ("GET /reload HTTP/1.1", 404, ""),
                 ("nonsense", 400, ""),
             ] {

@@ -24,6 +24,7 @@ use super::{
     login, mirror, operator, shadow,
     shard::Shard,
     shared::Signal,
+    snapshot,
 };
 use crate::{
     Side,
@@ -341,7 +342,13 @@ async fn serve_http(
     listener: std::net::TcpListener,
     mut stopping: watch::Receiver<bool>,
 ) {
+    let hour = snapshot::Hour::default();
+    let keeper = tokio::spawn(snapshot::keep(Arc::clone(&global), Arc::clone(&hour)));
     let state = HttpState {
+        snapshot: {
+            let global = Arc::clone(&global);
+            Arc::new(move || Box::pin(snapshot::take(Arc::clone(&global), Arc::clone(&hour))))
+        },
         metrics: Arc::clone(&global.metrics),
         collect: {
             let global = Arc::clone(&global);
@@ -362,6 +369,7 @@ async fn serve_http(
     if let Err(error) = http::serve(listener, state, never).await {
         tracing::error!(%error, "the HTTP endpoint ended");
     }
+    keeper.abort();
 }
 
 /// Handles signals until one asks to stop; those that come then are returned.

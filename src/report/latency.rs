@@ -29,6 +29,17 @@ impl Latencies {
         at(&self.counts, place).map(middle)
     }
 
+    /// Those that came after `earlier`, an older state of this one.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut new = Self::default();
+        for (bucket, n) in self.counts.iter().enumerate() {
+            let before = earlier.counts.get(bucket).copied().unwrap_or_default();
+            new.add(bucket, n.saturating_sub(before));
+        }
+        new
+    }
+
     fn add(&mut self, bucket: usize, n: u64) {
         if self.counts.len() <= bucket {
             self.counts.resize(bucket + 1, 0);

@@ -16,6 +16,7 @@ mod mirror_repair;
 mod mirror_waits;
 mod moves;
 mod operation;
+mod page;
 mod reload;
 mod security;
 mod shadow;

@@ -15,7 +15,10 @@ use tokio::sync::mpsc;
 use super::Job;
 use crate::{
     Side,
-    admin::console_rows::{DivergenceRow, QueryRow, ShadowRow},
+    admin::{
+        console_rows::{DivergenceRow, QueryRow, ShadowRow},
+        snapshot::Coverage,
+    },
     config::Config,
     proxy::{global::Global, stats::approximate},
     report::{
@@ -179,6 +182,32 @@ impl State {
             now: unix_now(),
         };
         book.record(&comparison, &limits);
+    }
+
+    /// Lets `f` look at the evidence; what is found meanwhile waits.
+    pub(in crate::proxy) fn look<R>(&self, f: impl FnOnce(&Book) -> R) -> R {
+        f(&lock(&self.book))
+    }
+
+    /// Reads that wait for their second execution.
+    pub(in crate::proxy) fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Sampled reads that were not compared, by reason.
+    pub(in crate::proxy) fn drops(&self) -> BTreeMap<String, u64> {
+        lock(&self.counts).dropped.iter().map(|(&reason, &n)| (reason.to_owned(), n)).collect()
+    }
+
+    /// Reads of one repository.
+    pub(in crate::proxy) fn coverage(&self, repository: &str) -> Coverage {
+        let reads = lock(&self.counts).repositories.get(repository).copied().unwrap_or_default();
+        let skipped = Skip::ALL.iter().zip(reads.skipped).filter(|(_, n)| *n > 0);
+        Coverage {
+            eligible: reads.eligible,
+            sampled: reads.sampled,
+            skipped: skipped.map(|(skip, n)| (skip.name().to_owned(), n)).collect(),
+        }
     }
 
     /// Takes over what an earlier process had found.
