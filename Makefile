@@ -19,7 +19,7 @@ demo:    ## two databases, an application: reads shifted, writes mirrored, the t
 	tools/demo $(DEMO)
 
 test:    ## unit and integration tests on real servers, then real drivers in short form
-	tools/setup drivers
+	tools/setup drivers browser
 	cargo build --locked --bin crossfade
 	cargo test --locked
 	tests/drivers/run --seconds 2 --mode session
@@ -44,7 +44,7 @@ bench-mirror: ## what dual writes cost, beside pgpool's native replication (BENC
 	tools/bench_mirror $(BENCH)
 
 drivers: ## real client libraries through the proxy, the long form
-	tools/setup drivers
+	tools/setup drivers browser
 	cargo build --locked --bin crossfade
 	tests/drivers/run --seconds 20
 	tests/drivers/run --seconds 10 --mirror journaled

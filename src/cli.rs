@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod mirror;
+pub mod report;
 pub mod route;
 
 use crate::{

@@ -340,7 +340,7 @@ impl Default for Shadowed {
 /// `[admin]`
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Admin {
-    /// `/metrics`, `/healthz`, `/readyz`. Needs a restart.
+    /// `/metrics`, `/healthz`, `/readyz`, `/state`, and the page that shows it. Needs a restart.
     pub http: Option<SocketAddr>,
     /// Users that may change things on the console (database `crossfade`).
     pub admin_users: Vec<String>,

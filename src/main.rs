@@ -61,6 +61,26 @@ enum Command {
     ///
     /// Exit status: 0 fine, 1 something cannot be mirrored or is missing, 2 a backend cannot be reached or refused.
     Mirror(Mirror),
+    /// Print what shadow reads of a running instance have found: outcomes, rates, latencies, divergences.
+    ///
+    /// Exit status: 0 no divergence, 1 divergences, 2 the instance cannot be asked, 3 nothing was compared.
+    Report(Report),
+}
+
+#[derive(Args)]
+struct Report {
+    /// The configuration; its `admin.http` is asked.
+    #[arg(long, short, default_value = "proxy.toml", env = "CROSSFADE_CONFIG")]
+    config: PathBuf,
+    /// Ask there instead: http://host:port
+    #[arg(long)]
+    url: Option<String>,
+    /// Print one JSON object.
+    #[arg(long, conflicts_with = "html")]
+    json: bool,
+    /// Write one self-contained page to this file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -108,6 +128,7 @@ fn main() -> ExitCode {
             }
         }
         Command::Mirror(arguments) => mirror(&arguments, &environment),
+        Command::Report(arguments) => report(arguments, &environment),
         Command::Route { config, file, no_connect, search_path, json } => {
             let checked = match reload::check_file(&config, &environment).config {
                 Ok(config) => config,
@@ -151,6 +172,23 @@ fn mirror(arguments: &Mirror, environment: &[(String, String)]) -> ExitCode {
     match cli::mirror::run(config, environment, action, repository.as_deref(), patience, &mut out) {
         Ok(code) => ExitCode::from(code),
         Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn report(arguments: Report, environment: &[(String, String)]) -> ExitCode {
+    let Report { config, url, json, html } = arguments;
+    let format = match html {
+        Some(file) => cli::report::Format::Html(file),
+        None if json => cli::report::Format::Json,
+        None => cli::report::Format::Table,
+    };
+    let mut out = std::io::stdout().lock();
+    match cli::report::run(&config, environment, url.as_deref(), &format, &mut out) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("crossfade: {error}");
+            ExitCode::from(cli::report::FAILED)
+        }
     }
 }
 

@@ -46,7 +46,7 @@ const sided = (side) => h("span", { class: side }, side);
 
 // Lines over x; a gap in the values is a gap in the line. The scale of y is logarithmic.
 function chart(title, lines, xs, label) {
-  const [width, height, left, bottom, top] = [420, 190, 52, 22, 8];
+  const [width, height, left, bottom, top] = [420, 190, 62, 22, 8];
   const values = lines.flatMap((l) => l.values).filter((v) => v > 0);
   if (xs.length < 2 || values.length === 0) return h("div", {}, h("h3", {}, title), empty("not enough yet: a point every 10 s"));
   const low = Math.log10(Math.min(...values)) - 0.05, high = Math.max(Math.log10(Math.max(...values)) + 0.05, low + 0.3);

@@ -45,13 +45,12 @@ impl History {
     pub fn step(&mut self, book: &Book, now: u64) {
         self.0.retain(|name, _| book.repositories.contains_key(name));
         for (name, repository) in &book.repositories {
-            match self.0.get_mut(name) {
-                Some(steps) => steps.step(&repository.all, now),
-                None => {
-                    let mut steps = Steps::default();
-                    steps.remember(&repository.all);
-                    self.0.insert(name.clone(), steps);
-                }
+            if let Some(steps) = self.0.get_mut(name) {
+                steps.step(&repository.all, now);
+            } else {
+                let mut steps = Steps::default();
+                steps.remember(&repository.all);
+                self.0.insert(name.clone(), steps);
             }
         }
     }

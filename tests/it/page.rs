@@ -1,6 +1,10 @@
 //! The evidence over HTTP: `/state`, and who reads it. It says what the metrics say.
 
-use serde_json::Value;
+mod browser;
+
+use std::process::{Command, ExitStatus, Stdio};
+
+use serde_json::{Value, json};
 
 use crate::support::{
     cluster::{newest, oldest},
@@ -30,13 +34,24 @@ fn start(name: &str, change: impl FnOnce(&mut Settings)) -> Proxy {
 
 /// Ten reads, one of them of the planted row; waits until all are compared.
 fn read(proxy: &Proxy) {
+    read_once(proxy);
+    wait_for("ten comparisons", || proxy.metric("shadow_comparisons_total", &[]) > 9.5);
+}
+
+fn read_once(proxy: &Proxy) {
     let mut login = proxy.login("alice");
     login.parameters.push(("application_name".to_owned(), "rewrite".to_owned()));
     let mut client = Wire::connect(proxy.port, &login).expect("logged in");
     for id in 41..=50 {
         client.run(&format!("SELECT id, v FROM t WHERE id = {id}"));
     }
-    wait_for("ten comparisons", || proxy.metric("shadow_comparisons_total", &[]) > 9.5);
+}
+
+/// `crossfade report` of this proxy.
+fn report(proxy: &Proxy, arguments: &[&str]) -> ExitStatus {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crossfade"));
+    command.args(["report", "--url", &format!("http://127.0.0.1:{}", proxy.http)]).args(arguments);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs")
 }
 
 fn state(proxy: &Proxy) -> Value {
@@ -79,4 +94,65 @@ fn state_says_what_the_metrics_say() {
     assert_eq!(state["divergent"][0]["stats"]["outcomes"]["divergence"], 1);
     let text = state.to_string();
     assert!(!text.contains("planted") && !text.contains("v50"), "a value is shown: {text}");
+}
+
+/// The page in a real browser: empty, filled, live, on a phone, in the dark, without the proxy; and as a file.
+#[test]
+fn a_browser_shows_the_numbers() {
+    needs_proxy!();
+    let directory = crate::support::cluster::base_dir().join("chromium");
+    let Some(mut browser) = browser::Browser::start(&directory) else {
+        eprintln!("skipped: needs chromium and node (tools/setup browser)");
+        return;
+    };
+    let mut proxy = start("page_browser", |s| "shadow = 0".clone_into(&mut s.repositories));
+    browser.call(&json!(["view", 1200, 1000, "light"]));
+    browser.call(&json!(["go", format!("http://127.0.0.1:{}/", proxy.http)]));
+    wait_for("the page", || browser.text("#repository-document").contains("no shadow reads yet"));
+    let words = browser.text("#repository-document");
+    assert!(words.contains("set shadow = 0.05 for repository document"), "{words}");
+    assert!(browser.text("#divergences").contains("none found"));
+    proxy.settings.repositories = "shadow = 1".to_owned();
+    proxy.write_text(&proxy.text());
+
+    wait_for("the share", || {
+        read_once(&proxy);
+        proxy.metric("shadow_comparisons_total", &["outcome=\"divergence\""]) > 0.5
+    });
+    let settled = || {
+        proxy.metric("shadow_reads_total", &["state=\"sampled\""])
+            - proxy.metric("shadow_comparisons_total", &[])
+    };
+    wait_for("all comparisons", || settled().abs() < 0.5);
+    let compared = proxy.metric("shadow_comparisons_total", &[]);
+    wait_for("the numbers without a reload", || browser.figure("document/compared") == compared.to_string());
+    for outcome in ["match", "divergence", "transient"] {
+        let counted = proxy.metric("shadow_comparisons_total", &[&format!("outcome=\"{outcome}\"")]);
+        assert_eq!(browser.figure(&format!("document/{outcome}")), counted.to_string(), "{outcome}");
+    }
+    let divergences = browser.text("#divergences");
+    assert!(divergences.contains("id=50") && !divergences.contains("planted"), "{divergences}");
+
+    // Nothing is wider than a phone, and the dark is dark.
+    let paper = "getComputedStyle(document.body).backgroundColor";
+    let light = browser.eval(paper);
+    browser.call(&json!(["view", 390, 844, "dark"]));
+    assert_ne!(browser.eval(paper), light);
+    assert_eq!(browser.eval("document.documentElement.scrollWidth"), "390");
+
+    // The report is the same page, of one moment.
+    let file = directory.join("report.html");
+    let reported = report(&proxy, &["--html", file.to_str().expect("a path")]);
+    assert_eq!(reported.code(), Some(1), "there are divergences");
+    browser.call(&json!(["go", format!("file://{}", file.display())]));
+    assert_eq!(browser.figure("document/compared"), compared.to_string());
+    assert_eq!(browser.eval("violations.join()"), "", "of the policy, or errors");
+
+    browser.call(&json!(["go", format!("http://127.0.0.1:{}/", proxy.http)]));
+    wait_for("the page again", || browser.figure("document/compared") == compared.to_string());
+    proxy.kill();
+    wait_for("the error", || browser.text("#status").contains("does not answer"));
+    assert_eq!(browser.figure("document/compared"), compared.to_string(), "what was known stays");
+    assert_eq!(browser.eval("violations.join()"), "", "of the policy, or errors");
+    assert_eq!(report(&proxy, &[]).code(), Some(2), "nobody is there");
 }
