@@ -44,7 +44,7 @@ bench-mirror: ## what dual writes cost, beside pgpool's native replication (BENC
 	tools/bench_mirror $(BENCH)
 
 drivers: ## real client libraries through the proxy, the long form
-	tools/setup drivers browser
+	tools/setup drivers
 	cargo build --locked --bin crossfade
 	tests/drivers/run --seconds 20
 	tests/drivers/run --seconds 10 --mirror journaled
