@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint bench drivers chaos fuzz
+.PHONY: help setup build demo test lint rules bench bench-mirror drivers chaos fuzz
 
 help:    ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ lint:    ## formatting and clippy; warnings are errors
 	tools/setup
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+rules:   ## alert rules, by promtool
+	tools/setup rules
+	export PATH="$$PATH:$${CROSSFADE_CACHE:-/var/tmp/crossfade-cache-$$(id -u)}"; \
+	promtool check rules deploy/alerts.yml && promtool test rules deploy/alerts_test.yml
 
 bench:   ## direct, pgbouncer and crossfade side by side (BENCH="--quick")
 	tools/setup bench

@@ -207,6 +207,14 @@ impl Client {
         result
     }
 
+    /// The client ends: what the server runs for it is to be cancelled. Behind the unit, in a block of ours, nothing runs
+    /// but what is marked already.
+    pub(super) fn still_runs(&self, server: &Server, flight: &Flight) {
+        if !flight.mirrored.wrapped || !self.pipeline.is_idle() {
+            self.running(server);
+        }
+    }
+
     /// What a cancel request would cancel from now on.
     pub(super) fn running(&self, server: &Server) {
         *self.shared.running.borrow_mut() = Some(Running {

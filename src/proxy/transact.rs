@@ -306,7 +306,7 @@ impl Client {
                     return self.finish(server, &flight, &survey, choice.footprint.as_deref(), now).await;
                 }
                 Some(Broken::Client(end)) => {
-                    self.running(&server);
+                    self.still_runs(&server, &flight);
                     self.servers[choice.side.index()] = Some(server);
                     return Err(end);
                 }

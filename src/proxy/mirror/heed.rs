@@ -1,12 +1,18 @@
 //! While statements of crossfade's own are waited for, the client can still give up, or be ended.
 
-use std::{future::poll_fn, pin::pin, rc::Rc, task::Poll, time::Instant};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use super::{Stopped, inflight::InFlight};
 use crate::{
     backend::{
         script::{Reply, Script},
-        server::Server,
+        server::{CancelGate, Server},
     },
     error::ClientError,
     proxy::{
@@ -135,11 +141,30 @@ impl Client {
         self.running(lead);
         let gate = Rc::clone(&lead.gate);
         let mut answer = pin!(script.reply(lead, &self.shard.buffers));
-        let mut reply = self.heed(self.until(), answer.as_mut()).await.ok();
+        let reply = self.heed(self.until(), answer.as_mut()).await.ok();
+        self.committed(reply, answer, &gate).await
+    }
+
+    /// The same for a COMMIT of a client that has gone, or is ended: the two sides still have to agree.
+    pub(super) async fn last_answer(&self, lead: &mut Server) -> std::io::Result<Reply> {
+        self.running(lead);
+        let gate = Rc::clone(&lead.gate);
+        let mut answer = pin!(lead.reply(&self.shard.buffers));
+        let reply = tokio::time::timeout(LAST, answer.as_mut()).await.ok();
+        self.committed(reply, answer, &gate).await
+    }
+
+    /// The answer that was awaited, or that comes when the server was asked to wait no longer (for a standby).
+    async fn committed(
+        &self,
+        mut reply: Option<std::io::Result<Reply>>,
+        answer: impl Future<Output = std::io::Result<Reply>>,
+        gate: &CancelGate,
+    ) -> std::io::Result<Reply> {
         if reply.is_none() {
             self.cancel_running();
             let wait = self.current.config.timeouts.cancel_wait;
-            reply = tokio::time::timeout(wait, answer.as_mut()).await.ok();
+            reply = tokio::time::timeout(wait, answer).await.ok();
             gate.clear().await;
         }
         self.shared.running.take();
@@ -187,3 +212,6 @@ fn deadlock(why: Option<Box<str>>) -> ClientError {
         None => error,
     }
 }
+
+/// How long the answer to a COMMIT is waited for when the client waits no more.
+const LAST: Duration = Duration::from_secs(1);

@@ -123,7 +123,7 @@ impl Client {
                 let heard = committed_in(&flight.mirrored.held);
                 let committed = match heard {
                     Some(committed) => Some(committed),
-                    None => match server.reply(&self.shard.buffers).await {
+                    None => match self.last_answer(&mut server).await {
                         Ok(reply) => Some(
                             reply.error.is_none() && reply.tags.last().is_some_and(|t| **t == *b"COMMIT"),
                         ),
@@ -193,7 +193,6 @@ impl Client {
                 return self.lead_lost(&choice, server, &why, &flight);
             }
             Stopped::Ended(error) => {
-                self.running(&server);
                 self.servers[choice.side.index()] = Some(server);
                 return Err(End::Error(error));
             }

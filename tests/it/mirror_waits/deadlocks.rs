@@ -6,10 +6,11 @@ use super::{outcome, proxy, run_all, wait_for_state, waiting};
 use crate::{
     mirror::check_equal,
     support::{
+        Rng,
         cluster::{newest, oldest},
         frames, needs_proxy,
         proxy::{Proxy, Settings},
-        wait_for,
+        seed, wait_for,
         wire::{DbError, Wire},
     },
 };
@@ -232,4 +233,64 @@ fn another_instance_is_not_waited_for_for_ever() {
     p.run("UPDATE users SET x = 5 WHERE id = 3");
     check_equal(&one);
     assert!(one.metric("deadlocks_total", &["outcome=\"elsewhere\""]) > 0.5);
+}
+
+/// Many clients of two instances lock rows on both sides in random order. Locks are waited for without end, so whatever
+/// circle is not found stops the test; and no error but those of deadlocks and of serialization is heard.
+#[test]
+fn storm() {
+    needs_proxy!();
+    let seed = seed("deadlocks::storm");
+    for mode in MODES {
+        let one = proxy("storm", mode, |_| ());
+        let other = Settings { ..one.settings.clone() }.start();
+        let heard: Vec<_> = std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..8)
+                .map(|who| {
+                    let client = if who % 2 == 0 { one.client("alice") } else { other.client("bob") };
+                    scope.spawn(move || write_at_random(client, Rng(seed + who), who))
+                })
+                .collect();
+            clients.into_iter().map(|c| c.join().expect("a client")).collect()
+        });
+        let mut counts = std::collections::BTreeMap::<String, usize>::new();
+        for word in heard.into_iter().flatten() {
+            *counts.entry(word).or_default() += 1;
+        }
+        println!("{mode}: {counts:?}, broken {} and {}", deadlocks(&one), deadlocks(&other));
+        check_equal(&one);
+        assert!(
+            counts.keys().all(|word| ["committed", "40P01", "40001"].contains(&word.as_str())),
+            "{counts:?}"
+        );
+        assert!(counts.get("committed").is_some_and(|n| *n > 100), "{counts:?}");
+        assert!(deadlocks(&one) + deadlocks(&other) > 0.5, "nothing was put to the test");
+    }
+}
+
+/// Thirty blocks: half of them led by the source, half by the target. Each locks rows of the other half's tables by
+/// foreign keys, and changes rows of its own. What each of them came to.
+fn write_at_random(mut client: Wire, mut rng: Rng, who: u64) -> Vec<String> {
+    let mut heard = Vec::new();
+    for turn in 0..30 {
+        let mut texts = vec!["BEGIN".to_owned()];
+        let source = rng.chance(50);
+        for part in 0..=rng.below(3) {
+            let (id, row) = (1000 * (who + 1) + turn * 10 + part as u64, 1 + rng.below(4));
+            texts.push(match (source, rng.chance(50)) {
+                (true, true) => format!("INSERT INTO users (id, name, x) VALUES ({id}, 'n{id}', {row})"),
+                (true, false) => format!("UPDATE users SET code = '{id}' WHERE id = {row}"),
+                (false, true) => format!("INSERT INTO t_y VALUES ({id}, {row})"),
+                (false, false) => format!("UPDATE t_x SET v = '{id}' WHERE id = {row}"),
+            });
+        }
+        texts.push("COMMIT".to_owned());
+        let failed = texts.iter().find_map(|text| client.query(text).err());
+        if let Some(error) = &failed {
+            assert!(!error.sqlstate.is_empty(), "{error:?}");
+            client.run("ROLLBACK");
+        }
+        heard.push(failed.map_or("committed".to_owned(), |e| e.sqlstate));
+    }
+    heard
 }

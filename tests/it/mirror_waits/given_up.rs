@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::{outcome, proxy, run_all, transactions, wait_for_state, waiting};
+use super::{SCHEMA, outcome, proxy, run_all, transactions, wait_for_state, waiting};
 use crate::{
-    mirror::check_equal,
+    mirror::{check_equal, start_between},
     support::{
-        cluster::{newest, oldest},
+        cluster::{Cluster, newest, oldest},
         frames, needs_proxy,
         proxy::Proxy,
         wait_for,
@@ -125,7 +125,62 @@ fn kill() {
     });
 }
 
-/// A client that is gone holds nothing for long either.
+/// A COMMIT on the lead that waits for a standby: it is committed there, whoever gives up, and so it is on the follower.
+#[test]
+fn a_commit_that_hangs() {
+    needs_proxy!();
+    let source = Cluster::start("hangs", oldest().major);
+    for mode in MODES {
+        let proxy = start_between(&source, newest(), &format!("w_hangs_{mode}"), SCHEMA, |s| {
+            s.mirror = format!("mirror = {mode:?}");
+            "query = \"500ms\"".clone_into(&mut s.timeouts);
+        });
+        let mut admin = source.admin(&proxy.settings.database);
+        admin.run("SET synchronous_commit = off");
+        for (n, (block, killed)) in
+            [(false, false), (true, false), (false, true), (true, true)].into_iter().enumerate()
+        {
+            println!("{mode} block={block} killed={killed}");
+            let mut client = proxy.client("alice");
+            client.run("SELECT 1");
+            standby(&mut admin, "nobody");
+            let insert = format!("INSERT INTO t_x VALUES ({}, 'x')", 100 + n);
+            if block {
+                run_all(&mut client, &["BEGIN", &insert]);
+            }
+            client.send(&frames::query(if block { "COMMIT" } else { &insert }));
+            if killed {
+                let row = wait_for_state(
+                    &proxy,
+                    if mode == "atomic" { "prepared" } else { "committing" },
+                    Duration::ZERO,
+                );
+                let id = row[0].as_deref().expect("its number");
+                proxy.console("alice").expect("may change").run(&format!("KILL {id}"));
+                // It may still hear of what is committed.
+                if let Err(error) = outcome(&mut client) {
+                    assert_eq!(error.sqlstate, "57P01", "{}", error.message);
+                }
+                assert!(client.closes_within(Duration::from_secs(5)));
+            } else {
+                outcome(&mut client).expect("it is committed on the lead, and nobody may say otherwise");
+            }
+            standby(&mut admin, "");
+            check_equal(&proxy);
+            let written = format!("SELECT count(*) FROM t_x WHERE id = {}", 100 + n);
+            assert_eq!(admin.run(&written).as_deref(), Some("1"), "{mode} {block} {killed}");
+        }
+    }
+}
+
+/// The server waits for a standby of this name at each COMMIT.
+fn standby(admin: &mut Wire, name: &str) {
+    admin.run(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'"));
+    admin.run("SELECT pg_reload_conf()");
+    wait_for("the setting", || admin.run("SHOW synchronous_standby_names").as_deref() == Some(name));
+}
+
+/// What the console shows of one on its way.
 #[test]
 fn show_transactions() {
     needs_proxy!();
