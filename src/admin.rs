@@ -5,6 +5,7 @@ mod console_frames;
 mod console_mirror;
 mod console_parse;
 pub mod console_rows;
+mod console_shadow;
 pub mod console_wait;
 pub mod console_wire;
 pub mod http;

@@ -11,7 +11,10 @@ pub mod schema;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use crate::route::policy::Policy;
+use crate::{
+    compare::rules::Rules,
+    route::policy::{Policy, Share},
+};
 
 /// Everything crossfade was told, checked. Immutable; shared as `Arc<Config>`.
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ pub struct Config {
     pub log: Log,
     /// What all mirrored repositories share.
     pub mirror: Mirror,
+    /// Reads that are executed on the other side as well, to be compared.
+    pub shadow: Shadow,
     /// Weights and switches of every repository, ready to route with.
     pub policy: Arc<Policy>,
     /// Hash of the file's effective content, hexadecimal; the label of `crossfade_config_info`.
@@ -272,6 +277,64 @@ pub struct Mirror {
     pub journal_grace: Duration,
     /// Write weights between 0 and 100: from one of the target's turns to its next.
     pub slice: Duration,
+}
+
+/// `[shadow]`, and what repositories say of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shadow {
+    /// Is any read executed twice?
+    pub any: bool,
+    /// By the index of the repository.
+    pub repositories: Vec<Shadowed>,
+    /// Connections per backend, and reads executed at once.
+    pub connections: usize,
+    /// Reads that wait for their second execution; more are dropped.
+    pub queue: usize,
+    /// Reads executed per second; more are dropped.
+    pub max_per_second: usize,
+    /// Bytes of the rows of one answer; a larger one is not compared.
+    pub max_result_bytes: usize,
+    /// A read that has waited longer is dropped: it would meet rows that have changed since.
+    pub expire: Duration,
+    /// Of the second execution.
+    pub statement_timeout: Duration,
+    /// Are values of rows kept as evidence, or only their keys and columns?
+    pub values: bool,
+    /// File in which the evidence outlives the process.
+    pub evidence: Option<PathBuf>,
+}
+
+/// What of one repository is executed twice, and how it is compared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shadowed {
+    /// Share of its reads.
+    pub share: Share,
+    /// What comparing overlooks.
+    pub rules: Rules,
+}
+
+impl Default for Shadow {
+    /// Nothing is executed twice.
+    fn default() -> Self {
+        Self {
+            any: false,
+            repositories: Vec::new(),
+            connections: 4,
+            queue: 1_000,
+            max_per_second: 10_000,
+            max_result_bytes: 16 << 20,
+            expire: Duration::from_millis(250),
+            statement_timeout: Duration::from_secs(5),
+            values: false,
+            evidence: None,
+        }
+    }
+}
+
+impl Default for Shadowed {
+    fn default() -> Self {
+        Self { share: Share::NONE, rules: Rules::default() }
+    }
 }
 
 /// `[admin]`

@@ -20,6 +20,7 @@ mod rows;
 mod send;
 mod serve;
 mod settle;
+mod shadow;
 mod shard;
 mod shared;
 mod stats;

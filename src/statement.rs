@@ -359,6 +359,11 @@ pub fn cut(sql: &str) -> Vec<&str> {
     guard::cut(sql)
 }
 
+/// The text with its constants replaced by `$1`, `$2`, ...: for reports. `None` when it cannot be read.
+pub fn without_constants(sql: &str) -> Option<String> {
+    std::panic::catch_unwind(|| pg_query::normalize(sql)).ok()?.ok()
+}
+
 fn read(sql: &str, context: &Context<'_>) -> Result<Plan, Unknown> {
     let options = if context.standard_conforming_strings {
         ParserOptions::DEFAULT

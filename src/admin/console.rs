@@ -9,8 +9,8 @@ use std::future::Future;
 use super::{
     console_parse::words_of,
     console_rows::{
-        Cell, ClientRow, Column, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow,
-        StatsRow, ToCells, TransactionRow, columns,
+        Cell, ClientRow, Column, ConfigRow, DivergenceRow, InDoubtRow, JournalRow, PoolRow, QueryRow,
+        RepositoryRow, ServerRow, ShadowRow, StatsRow, ToCells, TransactionRow, columns,
     },
 };
 use crate::{Side, error::ClientError};
@@ -33,6 +33,12 @@ pub trait Operator {
     fn config(&self) -> impl Future<Output = Vec<ConfigRow>>;
     /// SHOW JOURNAL
     fn journal(&self) -> impl Future<Output = Vec<JournalRow>>;
+    /// SHOW SHADOW
+    fn shadow(&self) -> impl Future<Output = Vec<ShadowRow>>;
+    /// SHOW QUERIES
+    fn queries(&self) -> impl Future<Output = Vec<QueryRow>>;
+    /// SHOW DIVERGENCES
+    fn divergences(&self) -> impl Future<Output = Vec<DivergenceRow>>;
     /// `SHOW IN_DOUBT`
     fn in_doubt(&self) -> impl Future<Output = Vec<InDoubtRow>>;
     /// SHOW TRANSACTIONS
@@ -109,6 +115,12 @@ pub enum Show {
     InDoubt,
     /// Mirrored transactions in flight.
     Transactions,
+    /// Reads executed twice: how many, what came of them, latencies.
+    Shadow,
+    /// The same by query.
+    Queries,
+    /// What differs.
+    Divergences,
     /// Version of crossfade.
     Version,
     /// The commands.
@@ -150,6 +162,13 @@ pub const HELP: &[(&str, bool, &str)] = &[
     ("SHOW JOURNAL", false, "rows on their way to the follower, and why some are not"),
     ("SHOW IN_DOUBT", false, "prepared transactions, and what becomes of them"),
     ("SHOW TRANSACTIONS", false, "mirrored transactions in flight, the oldest first"),
+    (
+        "SHOW SHADOW",
+        false,
+        "reads executed on both sides: outcomes, rates, latencies, by repository and application",
+    ),
+    ("SHOW QUERIES", false, "the same by query, the divergent ones first"),
+    ("SHOW DIVERGENCES", false, "what differs between the sides, the newest first"),
     ("SHOW VERSION", false, "version of crossfade"),
     ("SHOW HELP", false, "this list"),
     ("RELOAD", true, "load the configuration again; a mistake changes nothing"),
@@ -334,6 +353,9 @@ async fn rows_of(show: &Show, caller: &Caller<'_>, operator: &impl Operator) -> 
         Show::Journal => cells(operator.journal().await),
         Show::InDoubt => cells(operator.in_doubt().await),
         Show::Transactions => cells(operator.transactions().await),
+        Show::Shadow => cells(operator.shadow().await),
+        Show::Queries => cells(operator.queries().await),
+        Show::Divergences => cells(operator.divergences().await),
         Show::Version => vec![vec![VERSION.into()]],
         Show::Setting(name) => vec![vec![setting(name, caller.user).into()]],
         Show::Help => HELP
@@ -432,6 +454,28 @@ pub(super) mod tests {
             let row = JournalRow { backend: Some(Side::Source), rows: Some(3), ..JournalRow::default() };
             vec![row.clone(), JournalRow { id: Some(7), reason: Some("why".into()), ..row }]
         }
+        async fn shadow(&self) -> Vec<ShadowRow> {
+            vec![ShadowRow { repository: "document".into(), compared: 7, ..ShadowRow::default() }]
+        }
+        async fn queries(&self) -> Vec<QueryRow> {
+            vec![QueryRow { repository: "document".into(), sql: "select $1".into(), ..QueryRow::default() }]
+        }
+        async fn divergences(&self) -> Vec<DivergenceRow> {
+            vec![DivergenceRow {
+                repository: "document".into(),
+                fingerprint: "0".into(),
+                class: "cell".into(),
+                column: Some("title".into()),
+                key: Some("id=1".into()),
+                answering: Side::Source,
+                answered: None,
+                other: None,
+                count: 2,
+                first: 1,
+                last: 3,
+                sql: "select $1".into(),
+            }]
+        }
         async fn in_doubt(&self) -> Vec<InDoubtRow> {
             vec![InDoubtRow {
                 backend: Side::Target,
@@ -487,6 +531,9 @@ pub(super) mod tests {
         "show journal",
         "show in_doubt",
         "show transactions",
+        "show shadow",
+        "show queries",
+        "show divergences",
         "show version",
         "show help",
         "show timezone",

@@ -1,9 +1,10 @@
 //! What the console shows: plain rows, and the tables they are sent as.
 
 pub use super::console_mirror::{InDoubtRow, JournalRow, TransactionRow};
+pub use super::console_shadow::{DivergenceRow, QueryRow, ShadowRow};
 use super::{
     console::{Command, Show},
-    console_mirror as mirror,
+    console_mirror as mirror, console_shadow as shadow,
 };
 use crate::{Side, config::PoolMode};
 
@@ -298,6 +299,9 @@ pub fn columns(command: &Command) -> Vec<Column> {
         Command::Show(Show::Journal) => mirror::JOURNAL,
         Command::Show(Show::InDoubt) => mirror::IN_DOUBT,
         Command::Show(Show::Transactions) => mirror::TRANSACTIONS,
+        Command::Show(Show::Shadow) => shadow::SHADOW,
+        Command::Show(Show::Queries) => shadow::QUERIES,
+        Command::Show(Show::Divergences) => shadow::DIVERGENCES,
         Command::Show(Show::Version) => &[("version", Text)],
         Command::Show(Show::Help) => &[("command", Text), ("role", Text), ("what", Text)],
         Command::Show(Show::Setting(name)) => return vec![Column { name: (*name).to_owned(), kind: Text }],

@@ -40,6 +40,8 @@ pub struct PoolKey {
     pub minor: u16,
     /// Its connections apply rows, as crossfade's own role.
     pub applies: bool,
+    /// Its connections execute reads a second time, to compare the answers.
+    pub shadow: bool,
 }
 
 /// Why there is no connection.

@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     Class, Difference, Unfit,
-    record::{Column, Focus, Kept, Profile, Treatment, cells, shown},
+    record::{Column, Focus, Kept, MOST_PAIRED, Profile, Treatment, cells, shown},
     rules::Rules,
 };
 
@@ -107,10 +107,15 @@ fn rows(a: &Profile, s: &Profile, total_order: bool, rules: &Rules) -> Found {
     }
     let within = |kept: &Kept| unequal.is_empty() || unequal.binary_search(&kept.bucket).is_ok();
     let (mut only_a, mut only_s) = (a.without(s, within), s.without(a, within));
+    covered &= few(&mut only_a, &mut only_s);
     let mut found = pair(a, &mut only_a, &mut only_s, rules);
     found.extend(only_a.iter().map(|row| lone(a, row, Class::MissingRow)));
     found.extend(only_s.iter().map(|row| lone(s, row, Class::ExtraRow)));
-    found.truncate(MOST_DIFFERENCES);
+    if found.len() > MOST_DIFFERENCES {
+        // The same ones each time, whatever the order of the rows.
+        found.sort_by_key(|difference| difference.mark);
+        found.truncate(MOST_DIFFERENCES);
+    }
     if !found.is_empty() {
         return Found::Differ(found);
     }
@@ -124,6 +129,22 @@ fn rows(a: &Profile, s: &Profile, total_order: bool, rules: &Rules) -> Found {
     } else {
         Found::OrderOnly
     }
+}
+
+/// Leaves as many rows as are paired: the same ones each time, and with those that belong to them. `true` when these
+/// are all.
+fn few<'a>(only_a: &mut Vec<&'a Kept>, only_s: &mut Vec<&'a Kept>) -> bool {
+    if only_a.len().max(only_s.len()) <= MOST_PAIRED {
+        return true;
+    }
+    let mut buckets: Vec<u16> = only_a.iter().chain(only_s.iter()).map(|kept| kept.bucket).collect();
+    buckets.sort_unstable();
+    let last = buckets[MOST_PAIRED];
+    for rows in [only_a, only_s] {
+        rows.retain(|kept| kept.bucket < last || last == buckets[0]);
+        rows.truncate(MOST_PAIRED);
+    }
+    false
 }
 
 /// Not even the rows of a few buckets could be kept.
@@ -218,7 +239,7 @@ fn same(column: &Column, a: Option<&[u8]>, s: Option<&[u8]>, rules: &Rules) -> b
 }
 
 /// Differences that are reported of one comparison.
-const MOST_DIFFERENCES: usize = 50;
+pub const MOST_DIFFERENCES: usize = 50;
 
 #[cfg(test)]
 #[path = "order_tests.rs"]

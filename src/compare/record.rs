@@ -310,7 +310,7 @@ impl Profile {
         sums
     }
 
-    /// Rows that the other lacks, first come first, each as often as it does.
+    /// Rows that the other lacks, first come first, each as often as it does (to a bound).
     pub(super) fn without(&self, other: &Profile, within: impl Fn(&Kept) -> bool) -> Vec<&Kept> {
         let surplus = |(strict, kept): (&u128, &Kept)| {
             let there = other.kept.get(strict).map_or(0, |k| k.count);
@@ -323,7 +323,6 @@ impl Profile {
             .flat_map(|entry| std::iter::repeat_n(entry.1, surplus(entry)))
             .collect();
         found.sort_by_key(|kept| kept.at);
-        found.truncate(MOST_PAIRED);
         found
     }
 

@@ -21,13 +21,13 @@ use sha2::{Digest, Sha256};
 use self::part::Checker;
 use super::{
     Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Mirror, Pool,
-    PoolMode, Secret, Timeouts, TlsMode,
+    PoolMode, Secret, Shadow, Timeouts, TlsMode,
     file::{self, Mistake, Place},
     schema::SECTIONS,
 };
 use crate::{
     Side,
-    route::policy::{OnUnknown, Policy, TransactionReads},
+    route::policy::{OnUnknown, Policy, Share, TransactionReads},
 };
 
 /// All that a configuration depends on.
@@ -102,6 +102,7 @@ pub fn hash(config: &Config) -> String {
         admin,
         log,
         mirror,
+        shadow,
         policy,
         hash: _,
     } = config;
@@ -110,7 +111,7 @@ pub fn hash(config: &Config) -> String {
     // `Debug` of `Secret` shows no secret.
     let text = format!(
         "{listen:?}{client_tls:?}{:?}{:?}{users:?}{backends:?}{pool:?}{limits:?}{timeouts:?}{admin:?}{log:?}\
-         {mirror:?}{repositories:?}{on_unknown:?}{transactions:?}{sticky:?}",
+         {mirror:?}{shadow:?}{repositories:?}{on_unknown:?}{transactions:?}{sticky:?}",
         auth.method, auth.query
     );
     Sha256::digest(text).iter().fold(String::with_capacity(64), |mut hex, byte| {
@@ -144,6 +145,7 @@ impl Checker<'_> {
             admin,
             log: self.log(),
             mirror: self.mirror(),
+            shadow: self.shadow(),
             policy: Arc::new(self.policy()),
             auth,
             listen,
@@ -360,6 +362,23 @@ impl Checker<'_> {
             retry_after: part.duration("retry_after"),
             journal_grace: part.duration("journal_grace"),
             slice: part.duration("slice"),
+        }
+    }
+
+    fn shadow(&self) -> Shadow {
+        let part = self.section("shadow");
+        let repositories = self.shadowed();
+        Shadow {
+            any: repositories.iter().any(|r| r.share != Share::NONE),
+            repositories,
+            connections: part.number("connections"),
+            queue: part.number("queue"),
+            max_per_second: part.number("max_per_second"),
+            max_result_bytes: part.number("max_result_bytes"),
+            expire: part.duration("expire"),
+            statement_timeout: part.duration("statement_timeout"),
+            values: part.switch("values"),
+            evidence: part.path("evidence"),
         }
     }
 

@@ -242,6 +242,7 @@ fn scalar_of(text: &str, kind: Kind) -> Result<Value, String> {
     match kind {
         Kind::Bool => text.parse().map(Value::Bool).map_err(|_| "expected true or false".to_owned()),
         Kind::Int(..) => text.parse().map(Value::Int).map_err(|_| "expected a whole number".to_owned()),
+        Kind::Fraction => text.parse().map(Value::Float).map_err(|_| "expected a number".to_owned()),
         Kind::Text
         | Kind::Secret
         | Kind::Path
@@ -384,11 +385,14 @@ fn conform_value(value: &Value, kind: Kind) -> Result<(), Refusal> {
                 Ok(())
             }
         }
-        (Kind::Bool, Value::Bool(_)) => Ok(()),
+        (Kind::Bool, Value::Bool(_)) | (Kind::Fraction, Value::Float(0.0..=1.0) | Value::Int(0..=1)) => {
+            Ok(())
+        }
         (Kind::Int(min, max), &Value::Int(i)) => match u64::try_from(i) {
             Ok(n) if (min..=max).contains(&n) => Ok(()),
             Ok(_) | Err(_) => Err((format!("{i} is not between {min} and {max}"), None)),
         },
+        (Kind::Fraction, Value::Float(_) | Value::Int(_)) => Err(("is not between 0 and 1".to_owned(), None)),
         (Kind::Duration | Kind::Positive, Value::Text(t)) => {
             let zero_is_fine = matches!(kind, Kind::Duration);
             match duration(t) {
@@ -421,6 +425,7 @@ fn conform_value(value: &Value, kind: Kind) -> Result<(), Refusal> {
         (Kind::Bool, _) => wrong("true or false"),
         (Kind::Int(..), _) => wrong("a whole number"),
         (Kind::Duration | Kind::Positive, _) => wrong("a duration such as \"30s\""),
+        (Kind::Fraction, _) => wrong("a number from 0 to 1"),
         (Kind::Choice(words), _) => wrong(&format!("one of \"{}\"", words.join("\", \""))),
         (Kind::Texts, _) => wrong("a list of texts"),
         (Kind::Weights, _) => wrong("{ source = 100, target = 0 }"),

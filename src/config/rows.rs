@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{AuthMethod, Config, PoolMode};
 use crate::{
     Side,
+    compare::rules::{Json, Numeric, Rules},
     route::policy::{Ack, Ddl, OnFailure, OnUnknown, Share, TransactionReads},
 };
 
@@ -128,6 +129,33 @@ impl Config {
         ] {
             rows.hot(&format!("mirror.{key}"), duration(Some(value)));
         }
+        let s = &self.shadow;
+        rows.hot("shadow.connections", s.connections);
+        rows.hot("shadow.queue", s.queue);
+        rows.hot("shadow.max_per_second", s.max_per_second);
+        rows.hot("shadow.max_result_bytes", s.max_result_bytes);
+        rows.hot("shadow.expire", duration(Some(s.expire)));
+        rows.hot("shadow.statement_timeout", duration(Some(s.statement_timeout)));
+        rows.hot("shadow.values", s.values);
+        let evidence = s.evidence.as_ref().map_or_else(String::new, |path| path.display().to_string());
+        rows.cold("shadow.evidence", evidence);
+        for (r, shadowed) in p.repositories.iter().zip(&s.repositories).skip(1) {
+            rows.hot(&format!("repository.{}.shadow", r.name), points(shadowed.share));
+            let Rules { ignore, float_tolerance, timestamp_tolerance_us, numeric, json } = &shadowed.rules;
+            let tolerance = duration(Some(Duration::from_micros(*timestamp_tolerance_us)));
+            let numeric = if *numeric == Numeric::Value { "value" } else { "scale" };
+            let json = if *json == Json::Semantic { "semantic" } else { "text" };
+            let ignore = ignore.join(", ");
+            for (key, value) in [
+                ("ignore", ignore.as_str()),
+                ("float_tolerance", &float_tolerance.to_string()),
+                ("timestamp_tolerance", &tolerance),
+                ("numeric", numeric),
+                ("json", json),
+            ] {
+                rows.hot(&format!("repository.{}.compare.{key}", r.name), value);
+            }
+        }
         for r in p.repositories.iter().skip(1) {
             let tables: Vec<_> = r.tables.iter().map(|t| format!("{}.{}", t.schema, t.name)).collect();
             rows.hot(&format!("repository.{}.tables", r.name), tables.join(", "));
@@ -163,6 +191,10 @@ impl Rows {
 
 fn duration(value: Option<Duration>) -> String {
     value.map_or_else(|| "0".to_owned(), |d| format!("{d:?}"))
+}
+
+fn points(share: Share) -> f64 {
+    f64::from(share.basis_points()) / 10_000.0
 }
 
 fn share(share: Share) -> String {

@@ -24,6 +24,8 @@ pub enum Kind {
     Texts,
     /// `{ source = 90, target = 10 }`.
     Weights,
+    /// A number from 0 to 1.
+    Fraction,
     /// An inline table.
     Inner(&'static [Key]),
 }
@@ -74,6 +76,7 @@ pub const SECTIONS: &[Section] = &[
     one("timeouts", TIMEOUTS),
     one("routing", ROUTING),
     one("mirror", MIRROR),
+    one("shadow", SHADOW),
     Section { name: "repository", many: true, keys: REPOSITORY },
     one("admin", ADMIN),
     one("log", LOG),
@@ -205,6 +208,25 @@ const MIRROR: &[Key] = &[
     key("slice", Kind::Positive, r#""10s""#),
 ];
 
+const SHADOW: &[Key] = &[
+    key("connections", Kind::Int(1, 10_000), "4"),
+    key("queue", Kind::Int(1, 1_000_000), "1000"),
+    key("max_per_second", Kind::Int(1, 10_000_000), "10000"),
+    key("max_result_bytes", Kind::Int(1_000, 1 << 40), "16777216"),
+    key("expire", Kind::Positive, r#""250ms""#),
+    key("statement_timeout", Kind::Positive, r#""5s""#),
+    key("values", Kind::Bool, "false"),
+    optional("evidence", Kind::Path),
+];
+
+const COMPARE: &[Key] = &[
+    key("ignore", Kind::Texts, "[]"),
+    key("float_tolerance", Kind::Fraction, "0.0"),
+    key("timestamp_tolerance", Kind::Duration, r#""0""#),
+    key("numeric", Kind::Choice(&["scale", "value"]), r#""scale""#),
+    key("json", Kind::Choice(&["text", "semantic"]), r#""text""#),
+];
+
 const REPOSITORY: &[Key] = &[
     required("name", Kind::Text),
     required("tables", Kind::Texts),
@@ -215,6 +237,8 @@ const REPOSITORY: &[Key] = &[
     key("ack", Kind::Choice(&["auto", "both", "lead"]), r#""auto""#),
     key("on_follower_failure", Kind::Choice(&["journal", "fail"]), r#""journal""#),
     key("ddl", Kind::Choice(&["refuse", "lead"]), r#""refuse""#),
+    key("shadow", Kind::Fraction, "0.0"),
+    optional("compare", Kind::Inner(COMPARE)),
 ];
 
 const ADMIN: &[Key] = &[

@@ -67,6 +67,7 @@ pub(crate) fn config(method: AuthMethod, users: &[(&str, Secret)]) -> Config {
         (name, user)
     };
     Config {
+        shadow: crate::config::Shadow::default(),
         listen: Listen { addresses: Vec::new(), unix_socket_dir: None, threads: 1, backlog: 16 },
         client_tls: None,
         auth: Auth { method, users: users.iter().map(user).collect::<HashMap<_, _>>(), query: None },

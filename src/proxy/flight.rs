@@ -4,7 +4,7 @@ use std::{collections::VecDeque, rc::Rc};
 
 use bytes::BytesMut;
 
-use super::{client::End, rows::Portal};
+use super::{client::End, rows::Portal, shadow::Tap};
 use crate::{
     backend::script::{Reply, Script},
     session::{pipeline::Expect, words::Moved},
@@ -37,7 +37,7 @@ pub(super) struct Flight {
     /// The tag of the last CommandComplete was `ROLLBACK`.
     pub(super) rolled_back: bool,
     /// The text was sent with another name of a prepared statement in it: the client's name, and what that moved.
-    pub(super) renamed: Option<(Box<[u8]>, Moved)>,
+    pub(super) renamed: Option<Box<(Box<[u8]>, Moved)>>,
     /// What messages of the client executed that came after the unit was begun.
     pub(super) later: Vec<Rc<super::plans::Entry>>,
     /// Addresses of those.
@@ -48,6 +48,8 @@ pub(super) struct Flight {
     pub(super) unsure: bool,
     /// The client broke the protocol: the server has been told, nothing more is read.
     pub(super) deaf: bool,
+    /// The answer is to be compared with the other side's.
+    pub(super) tap: Option<Box<Tap>>,
     /// What of the exchange is crossfade's own.
     pub(super) mirrored: Mirrored,
 }

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     mirror::{self, Mirrored},
+    shadow,
     shard::{Current, Shard},
 };
 use crate::{
@@ -41,6 +42,9 @@ pub(super) struct Global {
     pub(super) budgets: Budgets,
     /// Of connections that apply rows.
     pub(super) apply_budgets: Budgets,
+    /// Of connections that execute reads a second time.
+    pub(super) shadow_budgets: Budgets,
+    pub(super) shadow: shadow::State,
     pub(super) metrics: Arc<Metrics>,
     pub(super) mirror: mirror::State,
     pub(super) mirrored: Mirrored,
@@ -132,6 +136,8 @@ impl Global {
             version: AtomicU64::new(1),
             budgets: Budgets::default(),
             apply_budgets: Budgets::default(),
+            shadow_budgets: Budgets::default(),
+            shadow: shadow::State::default(),
             metrics,
             mirror: mirror::State::default(),
             mirrored: Mirrored::default(),

@@ -286,6 +286,7 @@ fn pools(shard: &Rc<Shard>, login: &Login, mode: PoolMode, config: &Config) -> [
             parameters: Rc::clone(&parameters),
             minor: login.minor,
             applies: false,
+            shadow: false,
         };
         shard.pool(key, login.credentials.clone())
     })

@@ -12,8 +12,8 @@ use crate::{
     admin::{
         console::Operator,
         console_rows::{
-            ClientRow, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow, StatsRow,
-            TransactionRow,
+            ClientRow, ConfigRow, DivergenceRow, InDoubtRow, JournalRow, PoolRow, QueryRow, RepositoryRow,
+            ServerRow, ShadowRow, StatsRow, TransactionRow,
         },
     },
     config::reload::Why,
@@ -185,6 +185,18 @@ impl Operator for Console {
         super::mirror::journal_rows(&self.global.mirrored)
     }
 
+    async fn shadow(&self) -> Vec<ShadowRow> {
+        super::shadow::shadow_rows(&self.global)
+    }
+
+    async fn queries(&self) -> Vec<QueryRow> {
+        super::shadow::query_rows(&self.global)
+    }
+
+    async fn divergences(&self) -> Vec<DivergenceRow> {
+        super::shadow::divergence_rows(&self.global)
+    }
+
     async fn in_doubt(&self) -> Vec<InDoubtRow> {
         super::mirror::in_doubt_rows(&self.global.mirrored)
     }
@@ -321,6 +333,7 @@ pub(super) async fn collect(global: Arc<Global>) {
     }
     metrics.set(&names::TLS_STUFFING_REFUSED, &[], read(&counters.stuffed));
     super::mirror::collect(&global);
+    super::shadow::collect(&global);
 }
 
 /// Who leads a repository, and who is to lead it when that is somebody else.

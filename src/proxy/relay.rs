@@ -178,6 +178,9 @@ impl Client {
             let input = &server.conn.input;
             if flight.passing > 0 {
                 let n = flight.passing.min(input.len() - at);
+                if let Some(tap) = &mut flight.tap {
+                    tap.feed(&input[at..at + n]);
+                }
                 flight.passing -= n;
                 at += n;
                 if flight.passing > 0 {
@@ -215,6 +218,9 @@ impl Client {
             }
             if rewritten {
                 self.rewrite_row(&mut server.conn.input[at + HEADER..at + length], flight);
+                if let Some(tap) = &mut flight.tap {
+                    tap.feed(&server.conn.input[at..at + length]);
+                }
                 at += length;
                 continue;
             }
@@ -226,7 +232,11 @@ impl Client {
                 deadlock => deadlock,
             });
             let mut lost = Vec::new();
-            match (self.pipeline.answered(message, &mut lost), renamed) {
+            let reaction = self.pipeline.answered(message, &mut lost);
+            if let (Some(tap), Reaction::Forward) = (&mut flight.tap, &reaction) {
+                tap.feed(&server.conn.input[at..at + length]);
+            }
+            match (reaction, renamed) {
                 (Reaction::Forward, None) if !flight.mirrored.mute && !flight.mirrored.holds(message) => {
                     at += length;
                 }
@@ -367,7 +377,7 @@ impl Client {
             return None;
         }
         let name_of = |number| {
-            if let Some((name, _)) = &flight.renamed {
+            if let Some((name, _)) = flight.renamed.as_deref() {
                 return Some(name.to_vec());
             }
             let parse = self.pipeline.next() == Some(Expect::Parse);
@@ -375,7 +385,7 @@ impl Client {
             let name = if parse { refused() } else { self.registry.name_of(number) };
             name.map(<[u8]>::to_vec)
         };
-        words::in_client_words(error, name_of, flight.renamed.as_ref().map(|(_, moved)| *moved))
+        words::in_client_words(error, name_of, flight.renamed.as_deref().map(|(_, moved)| *moved))
     }
 
     /// An SQL-level PREPARE, DEALLOCATE or DISCARD was carried out.

@@ -127,7 +127,7 @@ impl Client {
             old: characters(&text[span]),
             new: characters(new) + 2,
         };
-        flight.renamed = Some((old.into(), moved));
+        flight.renamed = Some(Box::new((old.into(), moved)));
         frame::put(&mut server.conn.output, b'Q', |b| {
             b.extend_from_slice(&renamed);
             b.extend_from_slice(&[0]);
@@ -188,8 +188,15 @@ impl Client {
         server: &mut Server,
         flight: &mut Flight,
     ) -> Result<(), SendError> {
+        if self.current.config.shadow.any && !flight.aside {
+            flight.tap = self.tap(survey, unit, length, server);
+        }
         self.send(unit, length, survey, server, flight).await?;
-        self.exchange(server, flight).await.map_err(SendError::Broken)
+        self.exchange(server, flight).await.map_err(SendError::Broken)?;
+        if let Some(tap) = flight.tap.take() {
+            self.hand_over(*tap, flight, Instant::now());
+        }
+        Ok(())
     }
 
     pub(super) async fn exchange(&mut self, server: &mut Server, flight: &mut Flight) -> Result<(), Broken> {

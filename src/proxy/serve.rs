@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     global::{Global, Message},
     health::{Controls, load_catalog, user_lookup, watch_backends, watchdog},
-    login, mirror, operator,
+    login, mirror, operator, shadow,
     shard::Shard,
     shared::Signal,
 };
@@ -108,6 +108,8 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     let (threads, ended) = start_threads(&global, &config);
     let mirroring =
         mirror::start(&global).map_err(|e| ServeError::Io("could not start the thread of mirroring", e))?;
+    let shadowing = shadow::start(&global)
+        .map_err(|e| ServeError::Io("could not start the thread of shadow reads", e))?;
     mirror::ready(&global).await;
     follow_reloads(&global, &client_tls, logs, &controls);
     let _watching = reload::watch(&live).map_err(|e| {
@@ -133,6 +135,7 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
         let _ = ended.await;
     }
     drop(mirroring);
+    drop(shadowing);
     // Control connections say good-bye when their pools are gone.
     health.abort();
     learning.iter().for_each(tokio::task::JoinHandle::abort);

@@ -58,7 +58,7 @@ impl Client {
         let readable = self.txn.status != Status::Failed;
         let read = if readable && !idle && self.context_moved {
             Box::pin(self.read_context(&mut server)).await
-        } else if idle && !self.unread.is_empty() && (!self.keeps_servers() || self.names_moved()) {
+        } else if idle && !self.unread.is_empty() && self.settings_are_asked_for() {
             Box::pin(self.read_settings(&mut server)).await
         } else {
             if idle && self.context_local {
@@ -81,6 +81,11 @@ impl Client {
             self.servers[side.index()] = Some(server);
         }
         Ok(())
+    }
+
+    /// Who has the same settings elsewhere must know their values.
+    fn settings_are_asked_for(&self) -> bool {
+        !self.keeps_servers() || self.names_moved() || self.current.config.shadow.any
     }
 
     /// The catalog was looked at from within a block that is elsewhere: the block goes on, or has failed.

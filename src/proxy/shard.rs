@@ -178,7 +178,11 @@ impl Shard {
             return Rc::clone(pool);
         }
         // Who applies rows does not wait for room that clients take, nor they for that.
-        let budgets = if key.applies { &self.global.apply_budgets } else { &self.global.budgets };
+        let budgets = match (key.applies, key.shadow) {
+            (true, _) => &self.global.apply_budgets,
+            (_, true) => &self.global.shadow_budgets,
+            (false, false) => &self.global.budgets,
+        };
         let share = budgets.share(key.side, &key.user);
         let host = Rc::new(PoolHost(Rc::downgrade(self)));
         let pool = Pool::new(key.clone(), credentials, share, host);

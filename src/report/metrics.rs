@@ -120,6 +120,14 @@ declare! {
     IN_DOUBT_WAITS: Counter "crossfade_in_doubt_waits_total" ["backend"] "Looks that found a transaction waiting for one in doubt on this backend: recovery is told to look at once.";
     DEADLOCKS: Counter "crossfade_deadlocks_total" ["outcome"] "Deadlocks over both databases that this process found, by what became of them: `broken`, `elsewhere`.";
     LEAD_MOVES: Counter "crossfade_lead_moves_total" ["outcome"] "Attempts of this process to move the lead of a repository's writes: `moved`, `waited` for others and tries again, `failed`.";
+    SHADOW_READS: Counter "crossfade_shadow_reads_total" ["repository", "state"] "Reads that may be executed on the other side as well (`eligible`), and those that were to be (`sampled`).";
+    SHADOW_SKIPPED: Counter "crossfade_shadow_skipped_total" ["repository", "reason"] "Reads that may not be executed twice, and why.";
+    SHADOW_DROPPED: Counter "crossfade_shadow_dropped_total" ["reason"] "Sampled reads that were not compared, and why.";
+    SHADOW_OUTCOMES: Counter "crossfade_shadow_comparisons_total" ["repository", "outcome"] "Comparisons of both sides' answers, by what came of them.";
+    SHADOW_DIVERGENCES: Counter "crossfade_shadow_divergences_total" ["repository", "class"] "Divergences by what differs.";
+    SHADOW_RATE_BOUND: Gauge "crossfade_shadow_divergence_rate_upper_bound" ["repository"] "95 % upper bound of the share of reads that diverge; 0 of n is not 0.";
+    SHADOW_LATENCY: Gauge "crossfade_shadow_latency_seconds" ["repository", "backend", "quantile"] "Latency of the reads that were executed on both sides.";
+    SHADOW_QUEUE: Gauge "crossfade_shadow_queue" [] "Reads that wait for their second execution now.";
     PROCESS_CPU: Counter "process_cpu_seconds_total" [] "User and system CPU time of the process.";
     PROCESS_RSS: Gauge "process_resident_memory_bytes" [] "Resident memory of the process.";
     PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [] "Virtual memory of the process.";

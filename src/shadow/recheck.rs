@@ -1,12 +1,20 @@
 //! From a suspicion to an outcome: both sides are asked again after growing waits.
 //!
-//! A row that changes all the time differs in every look, but never twice in the same way. So a divergence is what
+//! A row that changes all the time may differ in every look, but never twice in the same way. So a divergence is what
 //! is different *in the same way* in several looks in a row: the same values in the same row, the same row missing.
+//! And where no cell and no row was different in all looks, nothing is: what differed was on its way.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{Outcome, Why, noise::Noise};
-use crate::compare::{Class, Difference, order::Found, record::Focus};
+use crate::compare::{
+    Class, Difference,
+    order::{Found, MOST_DIFFERENCES},
+    record::Focus,
+};
 
 /// When to look again.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -42,6 +50,9 @@ pub enum Step {
     Done(Outcome),
 }
 
+/// Where a difference is: its class, column and key.
+type Place = (Class, Option<String>, Option<String>);
+
 /// One read whose answers were not equal.
 #[derive(Clone, Debug)]
 pub struct Suspicion {
@@ -51,6 +62,8 @@ pub struct Suspicion {
     agreed: usize,
     /// What all looks that agree have in common, by mark.
     common: BTreeMap<u64, Difference>,
+    /// Cells and rows that were different in all looks, whatever their values.
+    places: Option<BTreeSet<Place>>,
     focus: Option<Focus>,
     last: Option<Why>,
 }
@@ -60,8 +73,16 @@ impl Suspicion {
     pub fn new(schedule: Schedule, determinate: bool, now: Duration) -> (Self, Step) {
         let wait = schedule.wait(0);
         let (looks, agreed) = (0, 0);
-        let suspicion =
-            Self { schedule, since: now, looks, agreed, common: BTreeMap::new(), focus: None, last: None };
+        let suspicion = Self {
+            schedule,
+            since: now,
+            looks,
+            agreed,
+            common: BTreeMap::new(),
+            places: None,
+            focus: None,
+            last: None,
+        };
         let step =
             if determinate { Step::Look(wait, None) } else { Step::Done(Outcome::Indeterminate(Why::Limit)) };
         (suspicion, step)
@@ -79,6 +100,9 @@ impl Suspicion {
                 self.focus = Some(focus);
                 self.last.get_or_insert(Why::Restless);
             }
+            Found::Differ(differences) if self.is_elsewhere(&differences) => {
+                return Step::Done(Outcome::Transient(now.saturating_sub(self.since)));
+            }
             Found::Differ(_) if behind => {
                 self.last = Some(Why::Behind);
                 self.agreed = 0;
@@ -92,6 +116,22 @@ impl Suspicion {
             return Step::Done(Outcome::Indeterminate(self.last.unwrap_or(Why::Restless)));
         }
         Step::Look(self.schedule.wait(self.looks), self.focus.clone())
+    }
+
+    /// Notes where the answers differ; `true` when that is nowhere that they differed in all looks before.
+    fn is_elsewhere(&mut self, differences: &[Difference]) -> bool {
+        if differences.len() >= MOST_DIFFERENCES {
+            return false; // these are not all
+        }
+        let now: BTreeSet<Place> =
+            differences.iter().map(|d| (d.class, d.column.clone(), d.key.clone())).collect();
+        let places = match self.places.take() {
+            Some(before) => before.intersection(&now).cloned().collect(),
+            None => now,
+        };
+        let nowhere = places.is_empty();
+        self.places = Some(places);
+        nowhere
     }
 
     fn add(&mut self, differences: Vec<Difference>) {
@@ -135,7 +175,7 @@ impl Suspicion {
         let by_column =
             |d: &Difference| d.class == Class::Cell && d.column.as_ref().is_some_and(|c| !key.contains(c));
         let of = |name: &str| itself.iter().any(|d| by_column(d) && d.column.as_deref() == Some(name));
-        let columns: std::collections::BTreeSet<&String> =
+        let columns: BTreeSet<&String> =
             self.common.values().filter(|d| by_column(d)).filter_map(|d| d.column.as_ref()).collect();
         for column in &columns {
             noise.learn(fingerprint, column, of(column), now);
@@ -238,6 +278,23 @@ mod tests {
             (vec![Found::OrderOnly], "20 order_only"),
             (vec![Found::Unfit(Unfit::Large)], "20 indeterminate large"),
             ((0..8).map(|_| look()).collect(), "20,100,1000,1000,1000,1000,1000,1000 indeterminate restless"),
+        ] {
+            assert_eq!(play(&looks), expected, "{looks:?}");
+        }
+    }
+
+    /// Other rows each time: none of them stays.
+    #[test]
+    fn what_differs_elsewhere_each_time_was_on_its_way() {
+        let at = |keys: &[&str]| {
+            let cell =
+                |key: &&str| Difference { key: Some((*key).to_owned()), ..cell("n", key.len() as u64) };
+            Found::Differ(keys.iter().map(cell).collect())
+        };
+        for (looks, expected) in [
+            (vec![at(&["a", "bb"]), at(&["ccc"])], "20,100 transient 120"),
+            (vec![at(&["a", "bb"]), at(&["bb", "ccc"]), at(&["ccc", "dddd"])], "20,100,1000 transient 1120"),
+            (vec![at(&["a", "bb"]), at(&["bb", "ccc"]), at(&["bb"])], "20,100,1000 divergence [2]"),
         ] {
             assert_eq!(play(&looks), expected, "{looks:?}");
         }

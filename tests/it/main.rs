@@ -19,5 +19,6 @@ mod moves;
 mod operation;
 mod reload;
 mod security;
+mod shadow;
 mod support;
 mod tenants;

@@ -146,6 +146,15 @@ impl Part<'_> {
         self.optional_number(key).expect("numbers have defaults and bounds")
     }
 
+    /// A number from 0 to 1.
+    pub(super) fn fraction(&self, key: &str) -> f64 {
+        match self.value(key) {
+            Some(Value::Float(f)) => f,
+            Some(Value::Int(1)) => 1.0,
+            _ => 0.0,
+        }
+    }
+
     pub(super) fn switch(&self, key: &str) -> bool {
         matches!(self.value(key), Some(Value::Bool(true)))
     }

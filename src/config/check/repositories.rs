@@ -4,9 +4,13 @@ use super::{
     Place,
     part::{Checker, Part},
 };
-use crate::route::{
-    policy::{Ack, Ddl, MAX_REPOSITORIES, Mirror, Mode, OnFailure, Pattern, Repository, Share},
-    slice::Slices,
+use crate::{
+    compare::rules::{Json, Numeric, Rules},
+    config::Shadowed,
+    route::{
+        policy::{Ack, Ddl, MAX_REPOSITORIES, Mirror, Mode, OnFailure, Pattern, Repository, Share},
+        slice::Slices,
+    },
 };
 
 /// A pattern, where it stands, and the index of its repository.
@@ -18,6 +22,12 @@ struct Written {
 }
 
 impl Checker<'_> {
+    /// What is executed twice and how it is compared, by the index of the repository.
+    pub(super) fn shadowed(&self) -> Vec<Shadowed> {
+        let parts = self.tables("repository");
+        std::iter::once(Shadowed::default()).chain(parts.iter().map(shadowed)).collect()
+    }
+
     /// `default` first, then those of the file.
     pub(super) fn repositories(&self) -> Vec<Repository> {
         let mut list = vec![Repository {
@@ -58,6 +68,25 @@ impl Checker<'_> {
         }
         list
     }
+}
+
+fn shadowed(part: &Part<'_>) -> Shadowed {
+    let points = (part.fraction("shadow") * 10_000.0).round();
+    if points > 0.0 && part.choice("mirror") == "off" {
+        let message = "the sides are compared though nothing mirrors the writes: expect differences";
+        part.warn("shadow", message, None);
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 10 000")]
+    let share = Share::new(points as u16).unwrap_or(Share::ALL);
+    let rules = part.inner("compare").map_or_else(Rules::default, |part| Rules {
+        ignore: part.texts("ignore").into_iter().map(|(name, _)| name).collect(),
+        float_tolerance: part.fraction("float_tolerance"),
+        timestamp_tolerance_us: u64::try_from(part.duration("timestamp_tolerance").as_micros())
+            .expect("durations are at most a year"),
+        numeric: if part.choice("numeric") == "value" { Numeric::Value } else { Numeric::Scale },
+        json: if part.choice("json") == "semantic" { Json::Semantic } else { Json::Text },
+    });
+    Shadowed { share, rules }
 }
 
 fn check_name(part: &Part<'_>, name: &str, list: &[Repository]) {

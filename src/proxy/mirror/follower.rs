@@ -377,6 +377,7 @@ impl Shard {
             parameters: Rc::new([("application_name".to_owned(), "crossfade apply".to_owned())]),
             minor: 0,
             applies: true,
+            shadow: false,
         };
         let pool = self.pool(key, Credentials::Secret(backend.control_secret.clone()));
         self.apply_pools.borrow_mut()[side.index()] = Some(Rc::clone(&pool));

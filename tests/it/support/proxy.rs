@@ -51,6 +51,10 @@ pub(crate) struct Settings {
     pub(crate) mirror: String,
     /// Body of `[mirror]`.
     pub(crate) mirroring: String,
+    /// More lines of every `[[repository]]`, without mirroring.
+    pub(crate) repositories: String,
+    /// Body of `[shadow]`.
+    pub(crate) shadow: String,
     /// `tables` of the repository `document`.
     pub(crate) tables: String,
 }
@@ -90,6 +94,8 @@ impl Settings {
             writes_target: None,
             mirror: String::new(),
             mirroring: String::new(),
+            repositories: String::new(),
+            shadow: String::new(),
             tables: "\"public.documents\"".to_owned(),
         }
     }
@@ -139,6 +145,7 @@ impl Settings {
             ("routing", &self.routing),
             ("log", &self.log),
             ("mirror", &self.mirroring),
+            ("shadow", &self.shadow),
         ] {
             if !body.is_empty() {
                 let _ = write!(toml, "\n[{table}]\n{body}\n");
@@ -154,14 +161,14 @@ impl Settings {
             self.tables,
             100 - reads,
             100 - writes,
-            self.mirror
+            [self.mirror.as_str(), &self.repositories].join("\n")
         );
         for (name, tables) in [("user", "public.users"), ("organization", "public.organizations")] {
             let _ = write!(
                 toml,
                 "\n[[repository]]\nname = \"{name}\"\ntables = [\"{tables}\"]\nreads = {{ source = 100, target = 0 }}\nwrites = {{ source = {}, target = {others} }}\n{}\n",
                 100 - others,
-                self.mirror
+                [self.mirror.as_str(), &self.repositories].join("\n")
             );
         }
         toml

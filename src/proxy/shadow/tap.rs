@@ -1,0 +1,244 @@
+//! On the data thread: is this read executed a second time, and what did the client get?
+
+use std::time::Instant;
+
+use super::{Bound, Job, Who};
+use crate::{
+    Side,
+    admin::http::BackendState,
+    backend::server::Server,
+    compare::digest::Digest,
+    proxy::{
+        client::{Client, Unit},
+        extended::{Survey, names_in},
+        flight::Flight,
+    },
+    route::{Work, policy::Share},
+    shadow::eligible::{self, Around, Skip},
+    statement::{Hazards, Isolation, Statement},
+    wire::frame::{self, Fields, Frontend, HEADER},
+};
+
+/// Follows one answer.
+#[derive(Debug)]
+pub(in crate::proxy) struct Tap {
+    digest: Digest,
+    job: Box<Job>,
+    most: u64,
+    began: Instant,
+    /// The answer is too large: it is not followed any more.
+    large: bool,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+impl Tap {
+    /// The next bytes of the answer, as the client gets them.
+    pub(in crate::proxy) fn feed(&mut self, bytes: &[u8]) {
+        if !self.large {
+            self.digest.feed(bytes);
+            self.large = self.digest.bytes() > self.most;
+        }
+    }
+}
+
+impl Client {
+    /// What follows the answer to this unit, if it is a read that is to be executed a second time.
+    pub(in crate::proxy) fn tap(
+        &mut self,
+        survey: &Survey,
+        unit: Unit,
+        length: usize,
+        server: &Server,
+    ) -> Option<Box<Tap>> {
+        let footprint = self.footprint(survey)?;
+        let shadow = &self.current.config.shadow;
+        let concerned = footprint.reads | footprint.writes;
+        let shares = shadow.repositories.iter().enumerate().filter(|(index, _)| concerned >> index & 1 == 1);
+        let (repository, of) = shares.clone().find(|(_, r)| r.share != Share::NONE)?;
+        let share = shares.skip_while(|(index, _)| *index == 0).map(|(_, r)| r.share);
+        let share = share.min_by_key(|share| share.basis_points()).unwrap_or(of.share);
+        let name = &self.current.config.policy.repositories[repository].name;
+        let state = &self.shard.global.shadow;
+        let statement = match self.shadowed(survey, unit, concerned) {
+            Ok(statement) => statement,
+            Err(Some(skip)) => {
+                state.skipped(name, skip);
+                return None;
+            }
+            Err(None) => return None,
+        };
+        let sampled = eligible::sampled(share, self.shard.ticket());
+        state.eligible(name, sampled);
+        if !sampled {
+            return None;
+        }
+        let other = server.side.other();
+        if self.shard.global.is_paused(other) || self.shard.global.backend(other) == BackendState::Down {
+            state.dropped("down");
+            return None;
+        }
+        let Some((sql, bound)) = self.message(survey, unit, length) else {
+            state.skipped(name, Skip::Large);
+            return None;
+        };
+        let fingerprint = survey.executed.first().map_or(0, |entry| entry.plan.fingerprint);
+        let job = self.job(statement, (repository, footprint.reads, fingerprint), (sql, bound), server);
+        Some(Box::new(Tap {
+            digest: Digest::new(state.seed),
+            job: Box::new(job),
+            most: shadow.max_result_bytes as u64,
+            began: Instant::now(),
+            large: false,
+        }))
+    }
+
+    /// The statement, if it may be executed twice.
+    fn shadowed<'a>(
+        &self,
+        survey: &'a Survey,
+        unit: Unit,
+        concerned: u64,
+    ) -> Result<&'a Statement, Option<Skip>> {
+        let entry = match survey.executed.as_slice() {
+            [only] => only,
+            [] => return Err(None),
+            [first, ..] => {
+                eligible::statement(&first.plan)?;
+                return Err(Some(Skip::Several));
+            }
+        };
+        let statement = eligible::statement(&entry.plan)?;
+        if concerned & 1 == 1 {
+            return Err(Some(Skip::OneSided));
+        }
+        if survey.query.as_ref().is_some_and(|query| names_in(&query.plan).next().is_some()) {
+            return Err(Some(Skip::Session)); // EXECUTE
+        }
+        let complete = !matches!(unit, Unit::Extended { complete: false, .. });
+        let default = (!self.read_committed).then_some(Isolation::Serializable);
+        let own_state =
+            !self.unread.is_empty() || self.temporary || self.context_local || self.txn.prologue.len() > 1;
+        eligible::around(&Around {
+            wrote: self.txn.work >= Work::Written,
+            isolation: self.txn.isolation.or(default),
+            own_state,
+            in_parts: survey.portal || survey.older_portal || !complete || !survey.runs,
+            executions: 1,
+        })?;
+        Ok(statement)
+    }
+
+    /// The text, and of the extended protocol the types and values of its parameters. `None` when they are too large.
+    fn message(&self, survey: &Survey, unit: Unit, length: usize) -> Option<(Vec<u8>, Bound)> {
+        if length > MAX_MESSAGE {
+            return None;
+        }
+        let mut frames = &self.conn.input[..length];
+        if let Unit::Simple { .. } = unit {
+            return Some((frame::query_text(&frames[HEADER..]).ok()?.to_vec(), None));
+        }
+        let mut parsed = survey.parsed.iter();
+        let mut new = Vec::new();
+        while let Ok(Some((tag, size))) = frame::header(frames) {
+            let (this, rest) = frames.split_at(size);
+            frames = rest;
+            let mut fields = Fields(&this[HEADER..]);
+            match Frontend::from_tag(tag) {
+                Some(Frontend::Parse) => new.push((fields.cstr().ok()?, parsed.next()?)),
+                Some(Frontend::Bind) => {
+                    let (_portal, name) = (fields.cstr().ok()?, fields.cstr().ok()?);
+                    let found = new.iter().rev().find(|(n, _)| *n == name).map(|(_, statement)| *statement);
+                    let statement = found.or_else(|| self.registry.get(name))?;
+                    if statement.sql.len() > MAX_MESSAGE || statement.name_span.is_some() {
+                        return None;
+                    }
+                    let types =
+                        if statement.types.is_empty() { vec![0, 0] } else { statement.types.to_vec() };
+                    return Some((statement.sql.to_vec(), Some((types, fields.0.to_vec()))));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn job(
+        &self,
+        statement: &Statement,
+        (repository, reads, fingerprint): (usize, u64, u64),
+        (sql, bound): (Vec<u8>, Bound),
+        server: &Server,
+    ) -> Job {
+        let pool = &self.pools[0].key;
+        let mut tables = statement.reads.iter();
+        let table = tables.next().filter(|_| tables.next().is_none());
+        let relation = table.and_then(|table| self.current.catalog.relations.get(table));
+        let value = |name: &str| server.parameters.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+        Job {
+            config: std::sync::Arc::clone(&self.current.config),
+            catalog: std::sync::Arc::clone(&self.current.catalog),
+            repository,
+            reads,
+            fingerprint,
+            sql,
+            bound,
+            answering: server.side,
+            who: Who {
+                user: pool.user.to_string(),
+                parameters: parameters(&pool.parameters),
+                minor: pool.minor,
+                credentials: Side::BOTH.map(|side| self.pools[side.index()].credentials.borrow().clone()),
+            },
+            settings: self.settings.to_vec(),
+            pinned: PINNED.iter().filter_map(|name| Some((*name, value(name)?))).collect(),
+            application: self.shared.application_name.clone(),
+            total_order: statement.total_order,
+            determinate: !statement.hazards.contains(Hazards::INDETERMINATE),
+            key: relation.map_or_else(Vec::new, |relation| relation.key.clone()),
+            summary: crate::compare::digest::Summary::default(),
+            took: std::time::Duration::ZERO,
+            queued: Instant::now(),
+        }
+    }
+
+    /// The answer is over, and the client has it: the read is executed a second time.
+    pub(in crate::proxy) fn hand_over(&self, tap: Tap, flight: &Flight, now: Instant) {
+        let state = &self.shard.global.shadow;
+        let Tap { digest, mut job, began, large, .. } = tap;
+        job.summary = digest.finish();
+        job.took = now - began;
+        job.queued = now;
+        if large {
+            state.dropped("large");
+        } else if let Some(unfit) = job.summary.unfit() {
+            state.dropped(unfit.name());
+        } else if !flight.later.is_empty() || job.summary.commands > 1 {
+            state.dropped("batch");
+        } else if job.summary.sqlstate.is_some_and(by_chance) {
+            state.dropped("failed");
+        } else {
+            state.hand_over(job);
+        }
+    }
+}
+
+/// The client's start-up parameters under a name of our own: a pool for every application would be too many.
+fn parameters(of_client: &[(String, String)]) -> Vec<(String, String)> {
+    let others = of_client.iter().filter(|(name, _)| name != "application_name").cloned();
+    others.chain([("application_name".to_owned(), "crossfade shadow".to_owned())]).collect()
+}
+
+/// Does an error of this SQLSTATE say something about the moment rather than about the data?
+pub(super) fn by_chance(sqlstate: [u8; 5]) -> bool {
+    matches!(&sqlstate[..2], b"08" | b"40" | b"53" | b"57" | b"58" | b"XX") || &sqlstate == b"25006"
+}
+
+/// Settings that shape output and that servers report.
+const PINNED: [&str; 3] = ["TimeZone", "DateStyle", "IntervalStyle"];
+/// Bytes of a unit that is kept.
+const MAX_MESSAGE: usize = 64 << 10;
