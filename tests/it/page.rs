@@ -65,34 +65,34 @@ fn state_says_what_the_metrics_say() {
     needs_proxy!();
     let proxy = start("page_state", |_| {});
     read(&proxy);
-    let state = state(&proxy);
-    let repositories = state["repositories"].as_array().expect("a list");
+    let answer = state(&proxy);
+    let repositories = answer["repositories"].as_array().expect("a list");
     let document = repositories.iter().find(|r| r["name"] == "document").expect("the repository");
-    let stats = &document["stats"];
+    let figures = &document["stats"];
     for outcome in ["match", "divergence", "noise"] {
         let labels = ["repository=\"document\"", &format!("outcome=\"{outcome}\"")];
         let counted = proxy.metric("shadow_comparisons_total", &labels);
-        let shown = stats["outcomes"][outcome].as_f64().expect("a count");
+        let shown = figures["outcomes"][outcome].as_f64().expect("a count");
         assert!((counted - shown).abs() < 0.5, "{outcome}: {counted}, {shown}");
     }
     let counted = proxy.metric("shadow_divergence_rate_upper_bound", &[]);
-    let shown = stats["rate_upper"].as_f64().expect("a rate");
+    let shown = figures["rate_upper"].as_f64().expect("a rate");
     assert!((counted - shown).abs() < 1e-9 && shown > 0.1, "{counted}, {shown}");
     for (side, quantile, name) in [("source", "0.5", "p50"), ("target", "0.99", "p99")] {
         let labels = [format!("backend=\"{side}\""), format!("quantile=\"{quantile}\"")];
         let counted = proxy.metric("shadow_latency_seconds", &[&labels[0], &labels[1]]) * 1e3;
-        let shown = stats["latency_ms"][side][name].as_f64().expect("a latency");
+        let shown = figures["latency_ms"][side][name].as_f64().expect("a latency");
         assert!((counted - shown).abs() < 1e-6, "{side} {name}: {counted}, {shown}");
     }
     assert_eq!(document["coverage"]["sampled"], 10);
     assert_eq!(document["applications"]["rewrite"]["compared"], 10);
-    assert_eq!(state["backends"]["target"], "up");
-    let divergences = state["divergences"].as_array().expect("a list");
+    assert_eq!(answer["backends"]["target"], "up");
+    let divergences = answer["divergences"].as_array().expect("a list");
     assert_eq!(divergences.len(), 1, "{divergences:?}");
     assert_eq!((&divergences[0]["key"], &divergences[0]["column"]), (&"id=50".into(), &"v".into()));
     assert_eq!(divergences[0]["sql"], "SELECT id, v FROM t WHERE id = $1");
-    assert_eq!(state["divergent"][0]["stats"]["outcomes"]["divergence"], 1);
-    let text = state.to_string();
+    assert_eq!(answer["divergent"][0]["stats"]["outcomes"]["divergence"], 1);
+    let text = answer.to_string();
     assert!(!text.contains("planted") && !text.contains("v50"), "a value is shown: {text}");
 }
 

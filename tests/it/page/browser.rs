@@ -19,7 +19,8 @@ impl Browser {
     /// `None` where there is no Chromium or no Node (`tools/setup browser`).
     pub(super) fn start(directory: &Path) -> Option<Self> {
         let there = |program: &str| {
-            let version = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+            let mut version = Command::new(program);
+            version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
             version.status().is_ok_and(|status| status.success())
         };
         if !there("chromium") || !there("node") {
