@@ -270,7 +270,11 @@ impl Mover {
             return Ok(Attempt::Waits(wait));
         }
         self.cut(Step::Fenced)?;
-        let longest = if order.pressing { PRESSING } else { SHIPPING };
+        let longest = match order {
+            Order { pressing: true, .. } => PRESSING,
+            Order { often: true, .. } => SHIPPING / 2,
+            Order { .. } => SHIPPING,
+        };
         if let Some(wait) = shipped(sides, &work.names, longest).await? {
             return Ok(Attempt::Waits(wait));
         }

@@ -5,6 +5,7 @@
 //! the suites are tested. `CROSSFADE_BIN` names another build of the proxy, `CROSSFADE_SEED` and `CROSSFADE_ROUNDS` play
 //! a random test again.
 
+mod clusters;
 mod differential;
 mod failures;
 mod hazards;

@@ -271,9 +271,14 @@ impl Client {
         if let Some(error) = frames.iter().rev().find(|f| f.kind == b'E') {
             let sqlstate = error.sqlstate();
             self.ledger.error(&sqlstate);
+            let message = error.fields().remove(&'M').unwrap_or_default();
+            // Who bypasses the proxies draws from the source's sequences, whoever leads; those rows are refused anyway.
+            let bypasses = wire.port == self.doors.source;
+            if sqlstate == "23505" && !bypasses && GIVEN.iter().any(|key| message.contains(key)) {
+                self.ledger.broken(format!("{}: a key was given twice: {message}", self.name));
+            }
             // Of transaction pooling: the server's connection is lost, ours is not.
             if sqlstate.starts_with("08") || frames.iter().any(|f| f.short().starts_with("E!")) {
-                let message = error.fields().remove(&'M').unwrap_or_default();
                 std::thread::sleep(Duration::from_millis(20));
                 return self.lost(&DbError { sqlstate, message });
             }
@@ -301,6 +306,10 @@ impl Client {
         })
     }
 }
+
+/// Keys that sequences give.
+const GIVEN: [&str; 6] =
+    ["t_event_pkey", "t_ident_pkey", "t_queue_pkey", "t_child_pkey", "t_scratch_pkey", "t_audit_pkey"];
 
 /// The statement with its values in it.
 fn inline(step: &Step) -> String {

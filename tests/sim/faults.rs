@@ -27,13 +27,15 @@ pub(crate) struct Victims {
     pub(crate) ports: [u16; 2],
     pub(crate) database: String,
     pub(crate) ledger: Arc<Ledger>,
+    /// Modes and leads are edited, too.
+    pub(crate) switches: bool,
 }
 
 impl Victims {
     /// Kills and freezes until it is told to stop; leaves everything running.
     pub(crate) fn break_things(&self, mut rng: Rng, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
-            pause(&mut rng, 400);
+            pause(&mut rng, 400 * self.calm());
             match rng.below(10) {
                 0..5 => self.kill_proxy(&mut rng),
                 5 | 6 => self.crash("source crash", &self.source, &mut rng),
@@ -43,11 +45,16 @@ impl Victims {
         }
     }
 
+    /// A lead moves only where the journal gets empty in between.
+    fn calm(&self) -> u64 {
+        if self.switches { 8 } else { 1 }
+    }
+
     /// Cuts connections until it is told to stop.
     pub(crate) fn cut(&self, mut rng: Rng, stop: &AtomicBool) {
         let mut sides = [None, None];
         while !stop.load(Ordering::Relaxed) {
-            pause(&mut rng, 250);
+            pause(&mut rng, 250 * self.calm());
             let side = rng.below(2);
             if sides[side].is_none() {
                 sides[side] =
@@ -78,6 +85,41 @@ impl Victims {
         }
     }
 
+    /// Edits modes and leads until it is told to stop.
+    pub(crate) fn edit(&self, mut rng: Rng, stop: &AtomicBool) {
+        while !stop.load(Ordering::Relaxed) {
+            pause(&mut rng, 3_000);
+            self.switch(&mut rng);
+            // In the middle of a move, as often as not.
+            if self.switches && rng.chance(30) {
+                pause(&mut rng, 500);
+                self.kill_proxy(&mut rng);
+            }
+        }
+    }
+
+    /// Another mode, another lead, in both files or in one of them; whatever the proxies are at.
+    fn switch(&self, rng: &mut Rng) {
+        if !self.switches {
+            return;
+        }
+        let mode = rng.pick(&["async", "journaled", "atomic"]);
+        let share = rng.pick(if mode == "async" { &[0, 100][..] } else { &[0, 50, 50, 100] });
+        self.ledger.fault("mode or lead edited", &format!("{mode}, {share} % led by the target"));
+        let first = rng.below(2);
+        for number in [first, 1 - first] {
+            // The other one may be late, or keep what it has.
+            if number != first && rng.chance(15) {
+                continue;
+            }
+            held(&self.proxies[number]).rewrite(|s| {
+                s.mirror = format!("mirror = {mode:?}");
+                s.writes_target = Some(share);
+            });
+            pause(rng, 300);
+        }
+    }
+
     fn kill_proxy(&self, rng: &mut Rng) {
         let number = rng.below(2);
         let mut proxy = held(&self.proxies[number]);
@@ -85,6 +127,9 @@ impl Victims {
         proxy.kill();
         if rng.chance(30) {
             pause(rng, 1_000);
+        }
+        if self.switches && rng.chance(30) {
+            proxy.rewrite(|s| s.mirror = format!("mirror = {:?}", rng.pick(&["journaled", "atomic"])));
         }
         proxy.launch();
         self.ledger.note("FAULT", "proxy started");
@@ -101,8 +146,14 @@ impl Victims {
         if rng.chance(20) {
             self.kill_proxy(rng);
         }
+        if rng.chance(25) {
+            self.switch(rng);
+        }
         cluster.restart();
         self.ledger.note("FAULT", &format!("{kind}: it runs again"));
+        if rng.chance(25) {
+            self.switch(rng);
+        }
     }
 
     fn freeze(&self, rng: &mut Rng) {

@@ -2,6 +2,7 @@
 //! acknowledged is lost, nothing that was rolled back is there, and source and target are equal.
 //!
 //! `make chaos` runs it for `CHAOS_SECONDS` (120) in each mode of `CHAOS_MODE` (all), `make test` for some seconds.
+//! The mode `switching` edits mode and lead of the repositories at random moments, whole or in turns.
 //! `CROSSFADE_SEED` repeats the choices of a run, though not the moments at which they meet.
 
 mod client;
@@ -46,6 +47,12 @@ fn chaos_journaled() {
 #[test]
 fn chaos_atomic() {
     chaos("atomic");
+}
+
+/// Modes and leads are edited all the time, right after a crash as well.
+#[test]
+fn chaos_switching() {
+    chaos(run::SWITCHING);
 }
 
 /// In `make test`.

@@ -49,7 +49,9 @@ impl Run {
             let mut settings = Settings::new_between(&source, &target, &database);
             settings.pool_mode = pool_mode;
             settings.tables += ", \"public.t*\"";
-            settings.mirror = format!("mirror = {mode:?}");
+            let first = if mode == SWITCHING { "journaled" } else { mode };
+            settings.mirror = format!("mirror = {first:?}");
+            "slice = \"2s\"\n".clone_into(&mut settings.mirroring);
             settings.document_reads_target = if mode != "async" && seed.is_multiple_of(2) { 30 } else { 0 };
             // Shorter than a freeze, longer, and as by default.
             settings.mirroring +=
@@ -65,6 +67,7 @@ impl Run {
             ports,
             database,
             ledger: Arc::clone(&ledger),
+            switches: mode == SWITCHING,
         };
         Self { mode, seed, victims, ledger }
     }
@@ -77,7 +80,14 @@ impl Run {
             log.lines().filter(|l| l.contains("panicked at")).for_each(|l| self.ledger.broken(l.to_owned()));
         }
         let verdict = self.settle().and_then(|()| judge::judge(&self.ledger, &mut self.admins()));
-        println!("chaos {} seed {}: {}", self.mode, self.seed, self.ledger.figures());
+        let moves =
+            self.admins()[0].run("SELECT max(epoch) - 1 FROM crossfade.repositories").unwrap_or_default();
+        println!(
+            "chaos {} seed {}: {}; the lead moved {moves} times",
+            self.mode,
+            self.seed,
+            self.ledger.figures()
+        );
         if let Err(why) = verdict {
             let kept = self.keep();
             panic!(
@@ -105,11 +115,12 @@ impl Run {
                 workers.push(scope.spawn(move || client.live(stop)));
             }
             scope.spawn(|| self.watch(&stop));
-            let (breaks, cuts) = (Rng(rng.next()), Rng(rng.next()));
+            let (breaks, cuts, edits) = (Rng(rng.next()), Rng(rng.next()), Rng(rng.next()));
             let calm = &calm;
             let injectors = [
                 scope.spawn(move || self.victims.break_things(breaks, calm)),
                 scope.spawn(move || self.victims.cut(cuts, calm)),
+                scope.spawn(move || self.victims.edit(edits, calm)),
             ];
             let end = Instant::now() + time;
             while Instant::now() < end && !injectors.iter().any(std::thread::ScopedJoinHandle::is_finished) {
@@ -208,5 +219,7 @@ fn clients() -> usize {
     env_number("CHAOS_CLIENTS").map_or(12, |n| usize::try_from(n).expect("few"))
 }
 
+/// Not one mode, but all of them in turn.
+pub(crate) const SWITCHING: &str = "switching";
 /// How long the journal may take to become empty.
 const SETTLE: Duration = Duration::from_secs(60);

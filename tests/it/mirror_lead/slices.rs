@@ -132,7 +132,14 @@ fn a_small_share_is_what_it_says() {
     let seen = end(&world, writers);
     let (target, all) = shares("slices_share");
     println!("{target} of {all} lines led by the target");
-    assert!((0.08..0.35).contains(&(target / all)), "{target} of {all}");
+    // A slow machine is late for every turn, and misses some.
+    assert!((0.03..0.4).contains(&(target / all)), "{target} of {all}");
+    // By the clock, not by chance: its two seconds, and what a change may be late.
+    let strays = format!(
+        "SELECT count(*) FROM t_lines WHERE port = {} AND EXTRACT(epoch FROM at)::numeric % 10 > 7",
+        newest().port
+    );
+    assert_eq!(oldest().admin("slices_share").run(&strays).as_deref(), Some("0"), "led out of turn");
     judge([oldest(), newest()], "slices_share", &seen);
 }
 

@@ -115,6 +115,51 @@ fn the_journal_is_shipped_first() {
     bench.equal(&["items"]);
 }
 
+/// Writers past the proxy, faster than any repairer: the lead moves all the same, and nobody waits for long.
+#[test]
+fn a_journal_that_grows_faster_than_it_is_shipped_is_pressed() {
+    let bench = Bench::new("lead_pressed", SCHEMA);
+    bench.source().run("INSERT INTO items (note) SELECT 'x' FROM generate_series(1, 1500)");
+    let waits = attempt(&mover(&bench), Side::Target);
+    assert!(matches!(waits, Attempt::Waits(Wait::Journal(Side::Source, 500..))), "{waits:?}");
+    let mut longest = Duration::ZERO;
+    let moved = std::sync::atomic::AtomicBool::new(false);
+    let done = || moved.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut repairer = bench.repairer(Side::Source);
+            while !done() {
+                let _ = block_on(repairer.round());
+            }
+        });
+        let writer = scope.spawn(|| {
+            let mut source = bench.source();
+            let mut longest = Duration::ZERO;
+            while !done() {
+                let began = std::time::Instant::now();
+                let told = source.query("INSERT INTO items (note) SELECT 'y' FROM generate_series(1, 50)");
+                longest = longest.max(began.elapsed());
+                if let Err(refused) = told {
+                    assert_eq!(refused.sqlstate, "55000", "{}", refused.message);
+                }
+            }
+            longest
+        });
+        let order = Order { pressing: true, ..Order::new(&["all"], Some(Side::Target)) };
+        let one = || block_on(mover(&bench).attempt(&order)).expect("an attempt");
+        let there = crate::support::holds_within(4 * crate::support::PATIENCE, || {
+            matches!(one(), Attempt::Moved { .. })
+        });
+        moved.store(true, std::sync::atomic::Ordering::Relaxed);
+        longest = longest.max(writer.join().expect("a writer"));
+        assert!(there, "it never moved");
+    });
+    // Three seconds are the limit of one attempt; the rest is a slow machine.
+    assert!(longest < Duration::from_secs(7), "{longest:?}");
+    ship(&bench, Side::Source, Side::Target);
+    bench.equal(&["items"]);
+}
+
 #[test]
 fn open_transactions_are_waited_for_and_named() {
     let bench = Bench::new("lead_open", SCHEMA);

@@ -305,9 +305,14 @@ impl Proxy {
     /// Changes the settings in the file and waits until they are live.
     pub(crate) fn edit(&mut self, change: impl FnOnce(&mut Settings)) {
         let before = self.live_hash();
+        self.rewrite(change);
+        wait_for("the new configuration", || self.live_hash() != before);
+    }
+
+    /// Changes the settings in the file; whether the process runs, and when it takes them, is not looked at.
+    pub(crate) fn rewrite(&mut self, change: impl FnOnce(&mut Settings)) {
         change(&mut self.settings);
         self.write_config();
-        wait_for("the new configuration", || self.live_hash() != before);
     }
 
     /// A login with the password of the suites' users and the proxy's database.
