@@ -35,9 +35,8 @@ pub(in crate::proxy) struct Job {
     bound: Bound,
     answering: Side,
     who: Who,
+    /// The client's, and those that shape output as the answering session reported them.
     settings: Vec<(String, String)>,
-    /// Settings that shape output, as the answering session reported them.
-    pinned: Vec<(&'static str, String)>,
     application: String,
     total_order: bool,
     determinate: bool,

@@ -23,7 +23,7 @@ use crate::{
     session::{settings, transaction::Status},
     wire::{
         conn::Buffers,
-        frame::{self, HEADER, quote_literal},
+        frame::{self, HEADER},
         oids::{self, Shape},
     },
 };
@@ -157,28 +157,23 @@ async fn run(
         server.query(&sql, &shard.buffers).await.map_err(lost)?;
         server.settings = Rc::new(job.settings.clone());
     }
-    let timeout = job.config.shadow.statement_timeout.as_millis();
-    let mut begin =
-        format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = {timeout}");
-    for (name, value) in &job.pinned {
-        begin = format!("{begin}; SET LOCAL {name} = {}", quote_literal(value));
-    }
-    server.query(&begin, &shard.buffers).await.map_err(lost)?;
-    if server.status != Status::Block {
-        return Err(Lost::Refused);
-    }
     send(server, job);
     let sent = Instant::now();
     let most = job.config.shadow.max_result_bytes;
-    let mut answer = Answer { ready: 0, took: None, bytes: 0, most, shapes: None };
+    let mut answer = Answer { part: Part::Begin, refused: false, took: None, bytes: 0, most, shapes: None };
     poll_fn(|cx| answer.poll(cx, server, job, &shard.buffers, sink)).await?;
+    if answer.refused {
+        return Err(Lost::Refused);
+    }
     Ok(answer.took.unwrap_or_else(Instant::now) - sent)
 }
 
-/// The read, and the end of its transaction right behind it.
+/// The beginning of a transaction, the read, and its end, in one go. Were the beginning refused, the session would still
+/// be one that only reads.
 fn send(server: &mut Server, job: &Job) {
     server.known.remove(b"");
     let out = &mut server.conn.output;
+    frame::put_query(out, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY");
     match &job.bound {
         None => frame::put(out, b'Q', |b| {
             b.extend_from_slice(&job.sql);
@@ -202,9 +197,19 @@ fn send(server: &mut Server, job: &Job) {
     frame::put_query(out, "ROLLBACK");
 }
 
+/// Whose answer comes now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Part {
+    Begin,
+    Read,
+    Rollback,
+    Over,
+}
+
 struct Answer {
-    /// `ReadyForQuery` messages so far: that of the read, and that of ROLLBACK.
-    ready: u32,
+    part: Part,
+    /// The transaction could not be begun.
+    refused: bool,
     took: Option<Instant>,
     bytes: usize,
     most: usize,
@@ -236,7 +241,7 @@ impl Answer {
                 }
                 self.frame(tag, length, server, job, sink);
                 server.conn.consume(length, buffers);
-                if self.ready == 2 {
+                if self.part == Part::Over {
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -250,20 +255,26 @@ impl Answer {
         if tag == b'S' {
             return server.note_parameter(length);
         }
-        if self.ready > 0 {
-            if tag == b'Z' {
-                server.status = Status::from_byte(server.conn.input[HEADER]).unwrap_or(Status::Failed);
-                self.ready += 1;
-            }
+        if tag == b'Z' {
+            server.status = Status::from_byte(server.conn.input[HEADER]).unwrap_or(Status::Failed);
+            self.part = match self.part {
+                Part::Begin => {
+                    self.refused |= server.status != Status::Block;
+                    Part::Read
+                }
+                Part::Read => {
+                    self.took = Some(Instant::now());
+                    Part::Rollback
+                }
+                Part::Rollback | Part::Over => Part::Over,
+            };
+            return;
+        }
+        if self.part != Part::Read {
             return;
         }
         let body = &mut server.conn.input[HEADER..length];
         match tag {
-            b'Z' => {
-                self.ready = 1;
-                self.took = Some(Instant::now());
-                return;
-            }
             b'T' if server.side == Side::Target => {
                 if let Ok(columns) = described(body) {
                     let types: Vec<u32> = columns.iter().map(|c| c.type_oid).collect();

@@ -178,7 +178,6 @@ impl Client {
         let mut tables = statement.reads.iter();
         let table = tables.next().filter(|_| tables.next().is_none());
         let relation = table.and_then(|table| self.current.catalog.relations.get(table));
-        let value = |name: &str| server.parameters.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
         Job {
             config: std::sync::Arc::clone(&self.current.config),
             catalog: std::sync::Arc::clone(&self.current.catalog),
@@ -194,8 +193,7 @@ impl Client {
                 minor: pool.minor,
                 credentials: Side::BOTH.map(|side| self.pools[side.index()].credentials.borrow().clone()),
             },
-            settings: self.settings.to_vec(),
-            pinned: PINNED.iter().filter_map(|name| Some((*name, value(name)?))).collect(),
+            settings: self.pinned_settings(server),
             application: self.shared.application_name.clone(),
             total_order: statement.total_order,
             determinate: !statement.hazards.contains(Hazards::INDETERMINATE),
@@ -204,6 +202,21 @@ impl Client {
             took: std::time::Duration::ZERO,
             queued: Instant::now(),
         }
+    }
+
+    /// Sorted by name, as settings are.
+    fn pinned_settings(&self, server: &Server) -> Vec<(String, String)> {
+        let timeout = self.current.config.shadow.statement_timeout.as_millis().to_string();
+        let mut settings: Vec<(String, String)> = self.settings.to_vec();
+        settings.retain(|(name, _)| name != "statement_timeout" && name != "default_transaction_read_only");
+        for name in PINNED {
+            let known = settings.iter().any(|(n, _)| n == name);
+            let reported = server.parameters.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+            settings.extend(reported.filter(|_| !known).map(|(_, value)| (name.to_owned(), value.clone())));
+        }
+        settings.push(("statement_timeout".to_owned(), timeout));
+        settings.sort();
+        settings
     }
 
     /// The answer is over, and the client has it: the read is executed a second time.
@@ -227,10 +240,12 @@ impl Client {
     }
 }
 
-/// The client's start-up parameters under a name of our own: a pool for every application would be too many.
+/// The client's start-up parameters under a name of our own (a pool for every application would be too many), in
+/// sessions that only read.
 fn parameters(of_client: &[(String, String)]) -> Vec<(String, String)> {
-    let others = of_client.iter().filter(|(name, _)| name != "application_name").cloned();
-    others.chain([("application_name".to_owned(), "crossfade shadow".to_owned())]).collect()
+    let own = [("application_name", "crossfade shadow"), ("default_transaction_read_only", "on")];
+    let others = of_client.iter().filter(|(name, _)| own.iter().all(|(n, _)| n != name)).cloned();
+    others.chain(own.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
 }
 
 /// Does an error of this SQLSTATE say something about the moment rather than about the data?
@@ -239,6 +254,6 @@ pub(super) fn by_chance(sqlstate: [u8; 5]) -> bool {
 }
 
 /// Settings that shape output and that servers report.
-const PINNED: [&str; 3] = ["TimeZone", "DateStyle", "IntervalStyle"];
+const PINNED: [&str; 3] = ["timezone", "datestyle", "intervalstyle"];
 /// Bytes of a unit that is kept.
 const MAX_MESSAGE: usize = 64 << 10;
