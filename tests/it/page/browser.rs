@@ -53,7 +53,9 @@ impl Browser {
         match self.call(&json!(["eval", expression])) {
             Value::String(text) => text,
             Value::Null => String::new(),
-            other => other.to_string(),
+            other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                other.to_string()
+            }
         }
     }
 
