@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     mirror::{MODES, check_equal, start},
-    support::{cluster::newest, frames, needs_proxy, wait_for},
+    support::{cluster::newest, frames, holds_within, needs_proxy, wait_for},
 };
 
 /// A column of a type and its values.
@@ -146,7 +146,7 @@ fn large_rows() {
     for mode in MODES {
         let proxy = start(&format!("h_large_{mode}"), &schema, |s| {
             s.mirror = format!("mirror = {mode:?}");
-            s.mirroring = "apply_timeout = \"10s\"".to_owned();
+            s.mirroring = "apply_timeout = \"60s\"".to_owned();
         });
         let mut client = proxy.client("alice");
         client.run("INSERT INTO t_wide (id, c1, c1599) VALUES (1, 1, 1599), (2, NULL, NULL)");
@@ -160,7 +160,8 @@ fn large_rows() {
         let digest = "SELECT string_agg(id || ':' || length(v) || ':' || md5(v), ' ' ORDER BY id) FROM t";
         let here = client.run(digest);
         let database = &proxy.settings.database;
-        wait_for("the value", || newest().admin(database).run(digest) == here);
+        let arrived = || newest().admin(database).run(digest) == here;
+        assert!(holds_within(Duration::from_secs(60), arrived), "{mode}: the value has not arrived");
         client.run("DELETE FROM t WHERE id = 1");
         check_equal(&proxy);
     }
