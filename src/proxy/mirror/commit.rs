@@ -124,12 +124,14 @@ impl Client {
         if !matches!(failure, Failure::Avoided(_)) {
             tracing::warn!(side = %lead.side.other(), error = %failure, "a transaction goes to the journal");
         }
-        let mut script = Script::beside();
-        match set.journal {
-            Some(id) => script.call(lead, own::LEAVE, &[Some(id.to_string().as_bytes()), Some(b"0")]),
-            None => script.call(lead, own::SPILL, &[]),
+        if set.journal.is_some() {
+            // The answer to a PREPARE may be lost: whole rows may be there, under this transaction's mark.
+            self.leave_stale(lead, set.journal).await?;
+        } else {
+            let mut script = Script::beside();
+            script.call(lead, own::SPILL, &[]);
+            self.told(script, lead).await?;
         }
-        self.told(script, lead).await?;
         Ok(self.journaled(lead.side, repositories))
     }
 
