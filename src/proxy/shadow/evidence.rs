@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -20,9 +20,12 @@ use crate::{
         snapshot::Coverage,
     },
     config::Config,
-    proxy::{global::Global, stats::approximate},
+    proxy::{
+        global::Global,
+        stats::{approximate, unix_now},
+    },
     report::{
-        divergence::{Book, Comparison, Limits, Stats},
+        divergence::{Book, Comparison, Found, Limits, Stats},
         metrics::{self as names, Value},
     },
     shadow::{Outcome, eligible::Skip, noise::Noise},
@@ -304,7 +307,7 @@ pub(in crate::proxy) fn shadow_rows(global: &Global) -> Vec<ShadowRow> {
         let applications = found.map(|r| r.applications.iter().collect::<Vec<_>>()).unwrap_or_default();
         let all = ShadowRow {
             repository: repository.name.clone(),
-            share: Some(f64::from(shadowed.share.basis_points()) / 10_000.0),
+            share: Some(shadowed.share.fraction()),
             eligible: Some(reads.eligible),
             sampled: Some(reads.sampled),
             skipped: skipped.map(|(skip, n)| format!("{} {n}", skip.name())).collect::<Vec<_>>().join(", "),
@@ -350,15 +353,13 @@ fn stats_row(stats: Option<&Stats>) -> ShadowRow {
 /// SHOW QUERIES: most divergences first, then the slowest of the target.
 pub(in crate::proxy) fn query_rows(global: &Global) -> Vec<QueryRow> {
     let book = lock(&global.shadow.book);
-    let row = |(name, fingerprint, query): (&String, u64, &crate::report::divergence::Query)| QueryRow {
-        repository: name.clone(),
+    let row = |(name, fingerprint, query): (&str, u64, &crate::report::divergence::Query)| QueryRow {
+        repository: name.to_owned(),
         fingerprint: format!("{fingerprint:016x}"),
         sql: query.sql.clone(),
         stats: stats_row(Some(&query.stats)),
     };
-    let all = book.repositories.iter();
-    let mut rows: Vec<QueryRow> =
-        all.flat_map(|(name, r)| r.queries.iter().map(move |(&f, q)| row((name, f, q)))).collect();
+    let mut rows: Vec<QueryRow> = book.queries().map(row).collect();
     let divergent = |row: &QueryRow| row.stats.outcomes[6];
     rows.sort_by(|a, b| {
         let slower = |row: &QueryRow| row.stats.delta_ms_p50.unwrap_or_default();
@@ -370,35 +371,25 @@ pub(in crate::proxy) fn query_rows(global: &Global) -> Vec<QueryRow> {
 /// SHOW DIVERGENCES: the newest first.
 pub(in crate::proxy) fn divergence_rows(global: &Global) -> Vec<DivergenceRow> {
     let book = lock(&global.shadow.book);
-    let mut rows = Vec::new();
-    for (name, repository) in &book.repositories {
-        for (fingerprint, query) in &repository.queries {
-            rows.extend(query.samples.iter().map(|sample| DivergenceRow {
-                repository: name.clone(),
-                fingerprint: format!("{fingerprint:016x}"),
-                class: sample.class.name().to_owned(),
-                column: sample.column.clone(),
-                key: sample.key.clone(),
-                answering: sample.answering,
-                answered: sample.answered.clone(),
-                other: sample.other.clone(),
-                count: sample.count,
-                first: sample.first,
-                last: sample.last,
-                sql: query.sql.clone(),
-            }));
-        }
-    }
-    rows.sort_by_key(|row| std::cmp::Reverse(row.last));
-    rows
+    let row = |(name, fingerprint, query, sample): Found<'_>| DivergenceRow {
+        repository: name.to_owned(),
+        fingerprint: format!("{fingerprint:016x}"),
+        class: sample.class.name().to_owned(),
+        column: sample.column.clone(),
+        key: sample.key.clone(),
+        answering: sample.answering,
+        answered: sample.answered.clone(),
+        other: sample.other.clone(),
+        count: sample.count,
+        first: sample.first,
+        last: sample.last,
+        sql: query.sql.clone(),
+    };
+    book.newest(usize::MAX).into_iter().map(row).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Of the gauges of latency.
