@@ -16,8 +16,8 @@ use super::Job;
 use crate::{
     Side,
     admin::{
-        console_rows::{DivergenceRow, QueryRow, ShadowRow},
-        snapshot::Coverage,
+        console_rows::ShadowRow,
+        snapshot::{Coverage, Divergence, Figures, QueryRow},
     },
     config::Config,
     proxy::{
@@ -25,7 +25,7 @@ use crate::{
         stats::{approximate, unix_now},
     },
     report::{
-        divergence::{Book, Comparison, Found, Limits, Stats},
+        divergence::{Book, Comparison, Limits},
         metrics::{self as names, Value},
     },
     shadow::{Outcome, eligible::Skip, noise::Noise},
@@ -311,12 +311,14 @@ pub(in crate::proxy) fn shadow_rows(global: &Global) -> Vec<ShadowRow> {
             eligible: Some(reads.eligible),
             sampled: Some(reads.sampled),
             skipped: skipped.map(|(skip, n)| format!("{} {n}", skip.name())).collect::<Vec<_>>().join(", "),
-            ..stats_row(found.map(|r| &r.all))
+            stats: found.map(|r| Figures::of(&r.all, false)).unwrap_or_default(),
+            ..ShadowRow::default()
         };
         let by_application = applications.into_iter().map(|(application, stats)| ShadowRow {
             repository: repository.name.clone(),
             application: Some(application.clone()),
-            ..stats_row(Some(stats))
+            stats: Figures::of(stats, false),
+            ..ShadowRow::default()
         });
         std::iter::once(all).chain(by_application).collect::<Vec<_>>()
     };
@@ -331,61 +333,24 @@ pub(in crate::proxy) fn shadow_rows(global: &Global) -> Vec<ShadowRow> {
     rows
 }
 
-fn stats_row(stats: Option<&Stats>) -> ShadowRow {
-    let Some(stats) = stats else { return ShadowRow::default() };
-    let ms = |side: Side, share| stats.latency[side.index()].quantile(share).map(|d| d.as_secs_f64() * 1e3);
-    let rate = stats.rate();
-    ShadowRow {
-        compared: stats.comparisons(),
-        outcomes: stats.outcomes,
-        rate: rate.map(|(rate, _)| rate),
-        rate_upper: rate.map(|(_, upper)| upper),
-        source_ms_p50: ms(Side::Source, 0.5),
-        source_ms_p99: ms(Side::Source, 0.99),
-        target_ms_p50: ms(Side::Target, 0.5),
-        target_ms_p99: ms(Side::Target, 0.99),
-        delta_ms_p50: stats.delta.quantile(0.5).map(|s| s * 1e3),
-        delta_ms_p99: stats.delta.quantile(0.99).map(|s| s * 1e3),
-        ..ShadowRow::default()
-    }
-}
-
 /// SHOW QUERIES: most divergences first, then the slowest of the target.
 pub(in crate::proxy) fn query_rows(global: &Global) -> Vec<QueryRow> {
     let book = lock(&global.shadow.book);
-    let row = |(name, fingerprint, query): (&str, u64, &crate::report::divergence::Query)| QueryRow {
-        repository: name.to_owned(),
-        fingerprint: format!("{fingerprint:016x}"),
-        sql: query.sql.clone(),
-        stats: stats_row(Some(&query.stats)),
-    };
+    let row = |(name, fingerprint, query)| QueryRow::of(name, fingerprint, query);
     let mut rows: Vec<QueryRow> = book.queries().map(row).collect();
-    let divergent = |row: &QueryRow| row.stats.outcomes[6];
     rows.sort_by(|a, b| {
-        let slower = |row: &QueryRow| row.stats.delta_ms_p50.unwrap_or_default();
+        let divergent = |row: &QueryRow| row.stats.count("divergence");
+        let slower = |row: &QueryRow| row.stats.delta_ms.p50.unwrap_or_default();
         divergent(b).cmp(&divergent(a)).then(slower(b).total_cmp(&slower(a)))
     });
     rows
 }
 
 /// SHOW DIVERGENCES: the newest first.
-pub(in crate::proxy) fn divergence_rows(global: &Global) -> Vec<DivergenceRow> {
+pub(in crate::proxy) fn divergence_rows(global: &Global) -> Vec<Divergence> {
     let book = lock(&global.shadow.book);
-    let row = |(name, fingerprint, query, sample): Found<'_>| DivergenceRow {
-        repository: name.to_owned(),
-        fingerprint: format!("{fingerprint:016x}"),
-        class: sample.class.name().to_owned(),
-        column: sample.column.clone(),
-        key: sample.key.clone(),
-        answering: sample.answering,
-        answered: sample.answered.clone(),
-        other: sample.other.clone(),
-        count: sample.count,
-        first: sample.first,
-        last: sample.last,
-        sql: query.sql.clone(),
-    };
-    book.newest(usize::MAX).into_iter().map(row).collect()
+    let newest = book.newest(usize::MAX).into_iter();
+    newest.map(|(name, fingerprint, query, s)| Divergence::of(name, fingerprint, query, s)).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
