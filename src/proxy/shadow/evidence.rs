@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -20,7 +20,10 @@ use crate::{
         snapshot::{Coverage, Divergence, Figures, QueryRow},
     },
     config::Config,
-    proxy::{global::Global, stats::approximate},
+    proxy::{
+        global::Global,
+        stats::{approximate, unix_now},
+    },
     report::{
         divergence::{Book, Comparison, Limits},
         metrics::{self as names, Value},
@@ -304,7 +307,7 @@ pub(in crate::proxy) fn shadow_rows(global: &Global) -> Vec<ShadowRow> {
         let applications = found.map(|r| r.applications.iter().collect::<Vec<_>>()).unwrap_or_default();
         let all = ShadowRow {
             repository: repository.name.clone(),
-            share: Some(f64::from(shadowed.share.basis_points()) / 10_000.0),
+            share: Some(shadowed.share.fraction()),
             eligible: Some(reads.eligible),
             sampled: Some(reads.sampled),
             skipped: skipped.map(|(skip, n)| format!("{} {n}", skip.name())).collect::<Vec<_>>().join(", "),
@@ -333,9 +336,8 @@ pub(in crate::proxy) fn shadow_rows(global: &Global) -> Vec<ShadowRow> {
 /// SHOW QUERIES: most divergences first, then the slowest of the target.
 pub(in crate::proxy) fn query_rows(global: &Global) -> Vec<QueryRow> {
     let book = lock(&global.shadow.book);
-    let all = book.repositories.iter();
-    let mut rows: Vec<QueryRow> =
-        all.flat_map(|(name, r)| r.queries.iter().map(move |(&f, q)| QueryRow::of(name, f, q))).collect();
+    let row = |(name, fingerprint, query)| QueryRow::of(name, fingerprint, query);
+    let mut rows: Vec<QueryRow> = book.queries().map(row).collect();
     rows.sort_by(|a, b| {
         let divergent = |row: &QueryRow| row.stats.count("divergence");
         let slower = |row: &QueryRow| row.stats.delta_ms.p50.unwrap_or_default();
@@ -347,22 +349,12 @@ pub(in crate::proxy) fn query_rows(global: &Global) -> Vec<QueryRow> {
 /// SHOW DIVERGENCES: the newest first.
 pub(in crate::proxy) fn divergence_rows(global: &Global) -> Vec<Divergence> {
     let book = lock(&global.shadow.book);
-    let mut rows = Vec::new();
-    for (name, repository) in &book.repositories {
-        for (&fingerprint, query) in &repository.queries {
-            rows.extend(query.samples.iter().map(|s| Divergence::of(name, fingerprint, query, s)));
-        }
-    }
-    rows.sort_by_key(|row| std::cmp::Reverse(row.last));
-    rows
+    let newest = book.newest(usize::MAX).into_iter();
+    newest.map(|(name, fingerprint, query, s)| Divergence::of(name, fingerprint, query, s)).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Of the gauges of latency.
