@@ -26,6 +26,7 @@ mod shared;
 mod snapshot;
 mod stats;
 mod tags;
+mod thread;
 mod transact;
 
 pub use serve::{ServeError, serve};

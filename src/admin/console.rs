@@ -9,9 +9,10 @@ use std::future::Future;
 use super::{
     console_parse::words_of,
     console_rows::{
-        Cell, ClientRow, Column, ConfigRow, DivergenceRow, InDoubtRow, JournalRow, PoolRow, QueryRow,
-        RepositoryRow, ServerRow, ShadowRow, StatsRow, ToCells, TransactionRow, columns,
+        Cell, ClientRow, Column, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow,
+        ShadowRow, StatsRow, ToCells, TransactionRow, columns,
     },
+    snapshot::{Divergence, QueryRow},
 };
 use crate::{Side, error::ClientError};
 
@@ -38,7 +39,7 @@ pub trait Operator {
     /// SHOW QUERIES
     fn queries(&self) -> impl Future<Output = Vec<QueryRow>>;
     /// SHOW DIVERGENCES
-    fn divergences(&self) -> impl Future<Output = Vec<DivergenceRow>>;
+    fn divergences(&self) -> impl Future<Output = Vec<Divergence>>;
     /// `SHOW IN_DOUBT`
     fn in_doubt(&self) -> impl Future<Output = Vec<InDoubtRow>>;
     /// SHOW TRANSACTIONS
@@ -381,7 +382,7 @@ pub(super) mod tests {
     use std::cell::RefCell;
 
     use super::*;
-    use crate::config::PoolMode;
+    use crate::{admin::snapshot::Figures, config::PoolMode};
 
     /// Remembers what it was asked to do.
     #[derive(Default)]
@@ -455,25 +456,21 @@ pub(super) mod tests {
             vec![row.clone(), JournalRow { id: Some(7), reason: Some("why".into()), ..row }]
         }
         async fn shadow(&self) -> Vec<ShadowRow> {
-            vec![ShadowRow { repository: "document".into(), compared: 7, ..ShadowRow::default() }]
+            vec![ShadowRow {
+                repository: "document".into(),
+                stats: Figures { compared: 7, ..Figures::default() },
+                ..ShadowRow::default()
+            }]
         }
         async fn queries(&self) -> Vec<QueryRow> {
             vec![QueryRow { repository: "document".into(), sql: "select $1".into(), ..QueryRow::default() }]
         }
-        async fn divergences(&self) -> Vec<DivergenceRow> {
-            vec![DivergenceRow {
+        async fn divergences(&self) -> Vec<Divergence> {
+            vec![Divergence {
                 repository: "document".into(),
-                fingerprint: "0".into(),
                 class: "cell".into(),
-                column: Some("title".into()),
-                key: Some("id=1".into()),
-                answering: Side::Source,
-                answered: None,
-                other: None,
                 count: 2,
-                first: 1,
-                last: 3,
-                sql: "select $1".into(),
+                ..Divergence::default()
             }]
         }
         async fn in_doubt(&self) -> Vec<InDoubtRow> {

@@ -1,7 +1,7 @@
 //! What the console shows: plain rows, and the tables they are sent as.
 
 pub use super::console_mirror::{InDoubtRow, JournalRow, TransactionRow};
-pub use super::console_shadow::{DivergenceRow, QueryRow, ShadowRow};
+pub use super::console_shadow::ShadowRow;
 use super::{
     console::{Command, Show},
     console_mirror as mirror, console_shadow as shadow,

@@ -1,10 +1,13 @@
 //! What the console shows of shadow reads.
 
-use super::console_rows::{
-    Cell, ToCells,
-    Type::{self, Float8, Int8, Text},
+use super::{
+    console_rows::{
+        Cell, ToCells,
+        Type::{self, Float8, Int8, Text},
+    },
+    snapshot::{Divergence, Figures, QueryRow},
 };
-use crate::{Side, shadow::Outcome};
+use crate::shadow::Outcome;
 
 /// SHOW SHADOW: one for each repository, one for each application of it, and one for each reason to drop a read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,70 +22,10 @@ pub struct ShadowRow {
     pub eligible: Option<u64>,
     /// Those that were to be.
     pub sampled: Option<u64>,
-    /// Comparisons; these and what follows include those of earlier processes where `shadow.evidence` is set.
-    pub compared: u64,
-    /// In the order of [`Outcome::NAMES`].
-    pub outcomes: [u64; Outcome::NAMES.len()],
-    /// Share of divergences.
-    pub rate: Option<f64>,
-    /// Its 95 % upper bound.
-    pub rate_upper: Option<f64>,
-    /// Latency, milliseconds.
-    pub source_ms_p50: Option<f64>,
-    /// The same.
-    pub source_ms_p99: Option<f64>,
-    /// The same.
-    pub target_ms_p50: Option<f64>,
-    /// The same.
-    pub target_ms_p99: Option<f64>,
-    /// Target minus source, of the same read.
-    pub delta_ms_p50: Option<f64>,
-    /// The same.
-    pub delta_ms_p99: Option<f64>,
+    /// What came of them.
+    pub stats: Figures,
     /// Why reads were not executed twice, and how many.
     pub skipped: String,
-}
-
-/// SHOW QUERIES: those with the most divergences first, then those that the target is slowest at.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct QueryRow {
-    /// Name.
-    pub repository: String,
-    /// Of the statement, hexadecimal.
-    pub fingerprint: String,
-    /// Without constants.
-    pub sql: String,
-    /// What came of it.
-    pub stats: ShadowRow,
-}
-
-/// SHOW DIVERGENCES: the newest first.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DivergenceRow {
-    /// Name.
-    pub repository: String,
-    /// Of the statement, hexadecimal.
-    pub fingerprint: String,
-    /// What differs: `cell`, `missing_row`, ...
-    pub class: String,
-    /// In this column.
-    pub column: Option<String>,
-    /// Of the row with this key.
-    pub key: Option<String>,
-    /// The side that answered the client.
-    pub answering: Side,
-    /// What it answered, with `shadow.values`.
-    pub answered: Option<String>,
-    /// What the other side has.
-    pub other: Option<String>,
-    /// How often it was seen.
-    pub count: u64,
-    /// Unix time of the first time.
-    pub first: u64,
-    /// And of the last.
-    pub last: u64,
-    /// Without constants.
-    pub sql: String,
 }
 
 pub(super) const SHADOW: &[(&str, Type)] = &[
@@ -144,25 +87,26 @@ pub(super) const DIVERGENCES: &[(&str, Type)] = &[
 
 impl ToCells for ShadowRow {
     fn cells(self) -> Vec<Cell> {
+        let stats = self.stats;
         let mut cells: Vec<Cell> = vec![
             self.repository.into(),
             self.application.into(),
             self.share.into(),
             self.eligible.into(),
             self.sampled.into(),
-            self.compared.into(),
+            stats.compared.into(),
         ];
-        cells.extend(self.outcomes.map(Cell::from));
+        cells.extend(Outcome::NAMES.map(|outcome| Cell::from(stats.count(outcome))));
         cells.extend(
             [
-                self.rate,
-                self.rate_upper,
-                self.source_ms_p50,
-                self.source_ms_p99,
-                self.target_ms_p50,
-                self.target_ms_p99,
-                self.delta_ms_p50,
-                self.delta_ms_p99,
+                stats.rate,
+                stats.rate_upper,
+                stats.latency_ms.source.p50,
+                stats.latency_ms.source.p99,
+                stats.latency_ms.target.p50,
+                stats.latency_ms.target.p99,
+                stats.delta_ms.p50,
+                stats.delta_ms.p99,
             ]
             .map(Cell::from),
         );
@@ -171,30 +115,32 @@ impl ToCells for ShadowRow {
     }
 }
 
+/// SHOW QUERIES: those with the most divergences first, then those that the target is slowest at.
 impl ToCells for QueryRow {
     fn cells(self) -> Vec<Cell> {
         let stats = self.stats;
-        let [matches, _order_only, _ignored, _noise, transient, indeterminate, divergence] = stats.outcomes;
-        vec![
-            self.repository.into(),
-            self.fingerprint.into(),
-            stats.compared.into(),
-            matches.into(),
-            transient.into(),
-            indeterminate.into(),
-            divergence.into(),
-            stats.rate.into(),
-            stats.rate_upper.into(),
-            stats.source_ms_p50.into(),
-            stats.target_ms_p50.into(),
-            stats.delta_ms_p50.into(),
-            stats.delta_ms_p99.into(),
-            self.sql.into(),
-        ]
+        let mut cells: Vec<Cell> =
+            vec![self.repository.into(), self.fingerprint.into(), stats.compared.into()];
+        let outcomes = ["match", "transient", "indeterminate", "divergence"];
+        cells.extend(outcomes.map(|outcome| Cell::from(stats.count(outcome))));
+        cells.extend(
+            [
+                stats.rate,
+                stats.rate_upper,
+                stats.latency_ms.source.p50,
+                stats.latency_ms.target.p50,
+                stats.delta_ms.p50,
+                stats.delta_ms.p99,
+            ]
+            .map(Cell::from),
+        );
+        cells.push(self.sql.into());
+        cells
     }
 }
 
-impl ToCells for DivergenceRow {
+/// SHOW DIVERGENCES: the newest first.
+impl ToCells for Divergence {
     fn cells(self) -> Vec<Cell> {
         vec![
             self.repository.into(),

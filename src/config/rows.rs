@@ -140,7 +140,7 @@ impl Config {
         let evidence = s.evidence.as_ref().map_or_else(String::new, |path| path.display().to_string());
         rows.cold("shadow.evidence", evidence);
         for (r, shadowed) in p.repositories.iter().zip(&s.repositories).skip(1) {
-            rows.hot(&format!("repository.{}.shadow", r.name), points(shadowed.share));
+            rows.hot(&format!("repository.{}.shadow", r.name), shadowed.share.fraction());
             let Rules { ignore, float_tolerance, timestamp_tolerance_us, numeric, json } = &shadowed.rules;
             let tolerance = duration(Some(Duration::from_micros(*timestamp_tolerance_us)));
             let numeric = if *numeric == Numeric::Value { "value" } else { "scale" };
@@ -191,10 +191,6 @@ impl Rows {
 
 fn duration(value: Option<Duration>) -> String {
     value.map_or_else(|| "0".to_owned(), |d| format!("{d:?}"))
-}
-
-fn points(share: Share) -> f64 {
-    f64::from(share.basis_points()) / 10_000.0
 }
 
 fn share(share: Share) -> String {

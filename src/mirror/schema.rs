@@ -184,12 +184,12 @@ REVOKE ALL ON FUNCTION crossfade.spill_armed() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION crossfade.spill_armed() TO PUBLIC;
 ";
 
-/// A row that `write_set` wrote in this very transaction is left to the repairer: at once (0), or as if it were older by
-/// this many seconds, so that it stays one whose whole rows the follower may have already.
+/// A row that `write_set` wrote in this very transaction is left to the repairer, as if it were older by this many
+/// seconds. It stays one whose whole rows the follower may have already.
 const LEAVE: &str = "
 CREATE OR REPLACE FUNCTION crossfade.leave(journal bigint, seconds double precision) RETURNS void
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
-  UPDATE crossfade.journal j SET sync = leave.seconds > 0, at = j.at - make_interval(secs => leave.seconds)
+  UPDATE crossfade.journal j SET at = j.at - make_interval(secs => leave.seconds)
   WHERE j.id = leave.journal AND j.xid = pg_current_xact_id() AND j.sync
 $crossfade$;
 REVOKE ALL ON FUNCTION crossfade.leave(bigint, double precision) FROM PUBLIC;

@@ -12,9 +12,10 @@ use crate::{
     admin::{
         console::Operator,
         console_rows::{
-            ClientRow, ConfigRow, DivergenceRow, InDoubtRow, JournalRow, PoolRow, QueryRow, RepositoryRow,
-            ServerRow, ShadowRow, StatsRow, TransactionRow,
+            ClientRow, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow, ShadowRow,
+            StatsRow, TransactionRow,
         },
+        snapshot::{Divergence, QueryRow},
     },
     config::reload::Why,
     mirror::lead::InForce,
@@ -193,7 +194,7 @@ impl Operator for Console {
         super::shadow::query_rows(&self.global)
     }
 
-    async fn divergences(&self) -> Vec<DivergenceRow> {
+    async fn divergences(&self) -> Vec<Divergence> {
         super::shadow::divergence_rows(&self.global)
     }
 

@@ -2,10 +2,10 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use super::{global::Global, operator::Console};
+use super::{global::Global, operator::Console, stats::unix_now};
 use crate::{
     Side,
     admin::{
@@ -74,7 +74,7 @@ fn repository(row: RepositoryRow, global: &Global, hour: &Hour) -> Repository {
     Repository {
         coverage: global.shadow.coverage(&row.name),
         history: hour.lock().unwrap_or_else(PoisonError::into_inner).of(&row.name),
-        shadow: shadowed.map_or(0.0, |s| f64::from(s.share.basis_points()) / 10_000.0),
+        shadow: shadowed.map_or(0.0, |s| s.share.fraction()),
         tables: row.tables,
         reads_target: row.reads_target_percent / 100.0,
         writes_target: row.writes_target_percent / 100.0,
@@ -98,12 +98,8 @@ fn figures(repository: &mut Repository, book: &Book) {
 
 /// The top of what is to be looked at.
 fn queries(snapshot: &mut Snapshot, book: &Book) {
-    let all = || {
-        book.repositories
-            .iter()
-            .flat_map(|(name, r)| r.queries.iter().map(move |(&f, q)| (name.as_str(), f, q)))
-    };
-    let mut divergent: Vec<_> = all().map(|(n, f, q)| (q.stats.count("divergence"), n, f, q)).collect();
+    let mut divergent: Vec<_> =
+        book.queries().map(|(n, f, q)| (q.stats.count("divergence"), n, f, q)).collect();
     divergent.retain(|(count, ..)| *count > 0);
     divergent.sort_by_key(|(count, ..)| std::cmp::Reverse(*count));
     let row = |name: &str, fingerprint: u64, query: &Query| QueryRow::of(name, fingerprint, query);
@@ -111,21 +107,13 @@ fn queries(snapshot: &mut Snapshot, book: &Book) {
         divergent.iter().take(MOST_QUERIES).map(|&(_, name, f, query)| row(name, f, query)).collect();
 
     let median = |query: &Query| query.stats.delta.quantile(0.5).filter(|slower| *slower > 0.0);
-    let mut slower: Vec<_> = all().filter_map(|(n, f, q)| Some((median(q)?, n, f, q))).collect();
+    let mut slower: Vec<_> = book.queries().filter_map(|(n, f, q)| Some((median(q)?, n, f, q))).collect();
     slower.sort_by(|a, b| b.0.total_cmp(&a.0));
     snapshot.slower =
         slower.iter().take(MOST_QUERIES).map(|&(_, name, f, query)| row(name, f, query)).collect();
 
-    let mut samples: Vec<_> =
-        all().flat_map(|(name, f, query)| query.samples.iter().map(move |s| (name, f, query, s))).collect();
-    samples.sort_by_key(|(.., sample)| std::cmp::Reverse(sample.last));
-    samples.truncate(MOST_DIVERGENCES);
-    snapshot.divergences =
-        samples.into_iter().map(|(name, f, query, sample)| Divergence::of(name, f, query, sample)).collect();
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    let newest = book.newest(MOST_DIVERGENCES).into_iter();
+    snapshot.divergences = newest.map(|(name, f, query, s)| Divergence::of(name, f, query, s)).collect();
 }
 
 /// Of the last hour.

@@ -1,6 +1,9 @@
-//! Totals per user and backend, for SHOW STATS.
+//! Totals per user and backend, for SHOW STATS, and what all who count need.
 
-use std::{cell::Cell, time::Duration};
+use std::{
+    cell::Cell,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// What one data thread counted.
 #[derive(Debug, Default)]
@@ -91,6 +94,11 @@ impl Totals {
 #[expect(clippy::cast_precision_loss, reason = "counts for display; exact far beyond what is counted here")]
 pub(super) fn approximate(count: u64) -> f64 {
     count as f64
+}
+
+/// Unix time in seconds.
+pub(super) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn average_ms(total: Duration, count: u64) -> f64 {

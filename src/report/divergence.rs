@@ -149,6 +149,9 @@ pub struct Sample {
     pub last: u64,
 }
 
+/// A divergence, with repository, fingerprint and evidence of its query.
+pub type Found<'a> = (&'a str, u64, &'a Query, &'a Sample);
+
 impl Stats {
     /// All comparisons.
     pub fn comparisons(&self) -> u64 {
@@ -230,6 +233,21 @@ impl Book {
         let writes = &mut self.repositories.entry(repository.to_owned()).or_default().writes;
         writes.compared += 1;
         writes.differed += u64::from(differed);
+    }
+
+    /// Repository, fingerprint and evidence of all queries.
+    pub fn queries(&self) -> impl Iterator<Item = (&str, u64, &Query)> {
+        let all = self.repositories.iter();
+        all.flat_map(|(name, r)| r.queries.iter().map(move |(&f, q)| (name.as_str(), f, q)))
+    }
+
+    /// At most so many divergences, those seen last first.
+    pub fn newest(&self, most: usize) -> Vec<Found<'_>> {
+        let samples = self.queries().flat_map(|(name, f, q)| q.samples.iter().map(move |s| (name, f, q, s)));
+        let mut all: Vec<_> = samples.collect();
+        all.sort_by_key(|(.., sample)| std::cmp::Reverse(sample.last));
+        all.truncate(most);
+        all
     }
 
     /// As it is kept in a file.

@@ -312,7 +312,7 @@ pub fn sqlstate_class(sqlstate: &str) -> &'static str {
 fn weights(policy: &Policy) -> impl Iterator<Item = (Vec<Value<'_>>, f64)> {
     policy.repositories.iter().flat_map(|repository| {
         [("read", repository.reads), ("write", repository.writes)].into_iter().flat_map(move |(op, share)| {
-            let target = f64::from(share.basis_points()) / 10_000.0;
+            let target = share.fraction();
             let row = move |side: Side| vec![Value::Configured(&repository.name), side.into(), op.into()];
             [(row(Side::Source), 1.0 - target), (row(Side::Target), target)]
         })

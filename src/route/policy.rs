@@ -230,6 +230,11 @@ impl Share {
         self.0
     }
 
+    /// 0.0 to 1.0.
+    pub fn fraction(self) -> f64 {
+        f64::from(self.0) / 10_000.0
+    }
+
     /// The side that `ticket` (below 10 000) falls on.
     pub fn draw(self, ticket: u16) -> Side {
         debug_assert!(ticket < 10_000, "ticket {ticket} is not in basis points");

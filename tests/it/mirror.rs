@@ -2,6 +2,7 @@
 
 mod commit;
 mod last_words;
+mod lost_words;
 mod statements;
 
 use crate::support::{

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::atomic::{AtomicBool, Ordering},
+    thread::Scope,
     time::{Duration, Instant},
 };
 
@@ -284,6 +285,25 @@ impl Drop for Stop<'_> {
     }
 }
 
+/// So many clients write so many rows of this table as fast as they can.
+fn write_hot_rows<'a>(
+    scope: &'a Scope<'a, '_>,
+    proxy: &'a Proxy,
+    stop: &'a AtomicBool,
+    (writers, table, rows): (u32, &'a str, u32),
+) {
+    for writer in 0..writers {
+        scope.spawn(move || {
+            let mut client = proxy.client("alice");
+            let mut n = writer;
+            while !stop.load(Ordering::Relaxed) {
+                n += 7;
+                client.run(&format!("UPDATE {table} SET n = n + 1 WHERE id = {}", n % rows + 1));
+            }
+        });
+    }
+}
+
 /// Hot rows that are mirrored: what readers of the target would see for a moment is transient, and nothing diverges.
 #[test]
 fn hot_rows_do_not_diverge() {
@@ -297,17 +317,7 @@ fn hot_rows_do_not_diverge() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _stop = Stop(&stop);
-        for writer in 0..4 {
-            let (proxy, stop) = (&proxy, &stop);
-            scope.spawn(move || {
-                let mut client = proxy.client("alice");
-                let mut n = writer;
-                while !stop.load(Ordering::Relaxed) {
-                    n += 7;
-                    client.run(&format!("UPDATE t SET n = n + 1 WHERE id = {}", n % 20 + 1));
-                }
-            });
-        }
+        write_hot_rows(scope, &proxy, &stop, (4, "t", 20));
         for _ in 0..2 {
             scope.spawn(|| {
                 let mut client = proxy.client("alice");
@@ -321,7 +331,7 @@ fn hot_rows_do_not_diverge() {
             });
         }
         let seen = || outcome(&proxy, "match") + outcome(&proxy, "transient");
-        let enough = crate::support::holds_within(crate::support::PATIENCE, || seen() > 300.0);
+        let enough = crate::support::holds_within(Duration::from_secs(60), || seen() > 300.0);
         assert!(enough, "{}", shown(&proxy));
     });
     crate::mirror::check_equal(&proxy);
@@ -403,17 +413,7 @@ fn planted_among_hot_rows() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _stop = Stop(&stop);
-        for writer in 0..8 {
-            let (proxy, stop) = (&proxy, &stop);
-            scope.spawn(move || {
-                let mut client = proxy.client("alice");
-                let mut n = writer;
-                while !stop.load(Ordering::Relaxed) {
-                    n += 7;
-                    client.run(&format!("UPDATE t_hot SET n = n + 1 WHERE id = {}", n % 200 + 1));
-                }
-            });
-        }
+        write_hot_rows(scope, &proxy, &stop, (8, "t_hot", 200));
         let mut client = proxy.client("alice");
         for id in 1..=planted {
             let _ = client.execute("SELECT id, v, x FROM t WHERE id = $1", &[&id.to_string()]);

@@ -108,7 +108,7 @@ impl Client {
         let failure = match applied {
             Ok(pending) => {
                 if pending.stale {
-                    self.leave_stale(lead, set.journal).await?;
+                    self.leave_to_repairer(lead, set.journal).await?;
                 }
                 let journal = set.journal.filter(|_| !pending.stale);
                 self.in_state(if pending.is_prepared() { State::Prepared } else { State::Committing });
@@ -126,7 +126,7 @@ impl Client {
         }
         if set.journal.is_some() {
             // The answer to a PREPARE may be lost: whole rows may be there, under this transaction's mark.
-            self.leave_stale(lead, set.journal).await?;
+            self.leave_to_repairer(lead, set.journal).await?;
         } else {
             let mut script = Script::beside();
             script.call(lead, own::SPILL, &[]);
@@ -135,8 +135,8 @@ impl Client {
         Ok(self.journaled(lead.side, repositories))
     }
 
-    /// The journal keeps the keys whose rows were not there, for the repairer and at once.
-    async fn leave_stale(&self, lead: &mut Server, journal: Option<i64>) -> Result<(), Stopped> {
+    /// The journal's row is the repairer's, at once.
+    async fn leave_to_repairer(&self, lead: &mut Server, journal: Option<i64>) -> Result<(), Stopped> {
         let Some(id) = journal else { return Ok(()) };
         let grace = self.current.config.mirror.journal_grace.as_secs_f64().to_string();
         let mut script = Script::beside();

@@ -3,7 +3,6 @@
 
 use std::{
     sync::{Arc, Weak},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -27,7 +26,7 @@ use crate::{
         tables::Published,
         watch::Watcher,
     },
-    proxy::global::Global,
+    proxy::{global::Global, thread::Background},
     report::metrics as names,
 };
 
@@ -40,33 +39,13 @@ pub(in crate::proxy) struct Mirrored {
     pub(super) waits: Arc<Waits>,
 }
 
-/// Ends the thread when it is dropped.
-pub(in crate::proxy) struct Background {
-    stop: watch::Sender<bool>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take() {
-            // Its tasks end where they wait; the servers roll back what was open.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Starts the thread.
+/// Starts the thread. When it is stopped its tasks end where they wait; the servers roll back what was open.
 pub(in crate::proxy) fn start(global: &Arc<Global>) -> std::io::Result<Background> {
-    let (stop, stopped) = watch::channel(false);
     let global = Arc::downgrade(global);
-    let body = move || {
+    Background::start("mirror", move |stopped| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.expect("a runtime can be made");
-        runtime.block_on(supervise(global, stopped));
-    };
-    let thread = thread::Builder::new().name("mirror".to_owned()).spawn(body)?;
-    Ok(Background { stop, thread: Some(thread) })
+        runtime.expect("a runtime can be made").block_on(supervise(global, stopped));
+    })
 }
 
 /// Runs the tasks while any repository is mirrored, and starts them again when what they go by is another.

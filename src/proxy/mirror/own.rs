@@ -19,7 +19,7 @@ pub(super) const WRITE_SET: Own<'static> =
 /// What was captured goes to the journal.
 pub(super) const SPILL: Own<'static> =
     Own { name: "crossfade_spill", sql: "SELECT FROM crossfade.spill_armed() AS a WHERE a IS NULL" };
-/// The row of the journal `$1` is the repairer's: `$2` 0, or seconds by which it looks older.
+/// The row of the journal `$1` is the repairer's: it looks older by `$2` seconds.
 pub(super) const LEAVE: Own<'static> = Own {
     name: "crossfade_leave",
     sql: "SELECT crossfade.leave($1::pg_catalog.int8, $2::pg_catalog.float8)",

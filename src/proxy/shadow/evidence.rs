@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -16,13 +16,16 @@ use super::Job;
 use crate::{
     Side,
     admin::{
-        console_rows::{DivergenceRow, QueryRow, ShadowRow},
-        snapshot::Coverage,
+        console_rows::ShadowRow,
+        snapshot::{Coverage, Divergence, Figures, QueryRow},
     },
     config::Config,
-    proxy::{global::Global, stats::approximate},
+    proxy::{
+        global::Global,
+        stats::{approximate, unix_now},
+    },
     report::{
-        divergence::{Book, Comparison, Limits, Stats},
+        divergence::{Book, Comparison, Limits},
         metrics::{self as names, Value},
     },
     shadow::{Outcome, eligible::Skip, noise::Noise},
@@ -304,16 +307,18 @@ pub(in crate::proxy) fn shadow_rows(global: &Global) -> Vec<ShadowRow> {
         let applications = found.map(|r| r.applications.iter().collect::<Vec<_>>()).unwrap_or_default();
         let all = ShadowRow {
             repository: repository.name.clone(),
-            share: Some(f64::from(shadowed.share.basis_points()) / 10_000.0),
+            share: Some(shadowed.share.fraction()),
             eligible: Some(reads.eligible),
             sampled: Some(reads.sampled),
             skipped: skipped.map(|(skip, n)| format!("{} {n}", skip.name())).collect::<Vec<_>>().join(", "),
-            ..stats_row(found.map(|r| &r.all))
+            stats: found.map(|r| Figures::of(&r.all, false)).unwrap_or_default(),
+            ..ShadowRow::default()
         };
         let by_application = applications.into_iter().map(|(application, stats)| ShadowRow {
             repository: repository.name.clone(),
             application: Some(application.clone()),
-            ..stats_row(Some(stats))
+            stats: Figures::of(stats, false),
+            ..ShadowRow::default()
         });
         std::iter::once(all).chain(by_application).collect::<Vec<_>>()
     };
@@ -328,77 +333,28 @@ pub(in crate::proxy) fn shadow_rows(global: &Global) -> Vec<ShadowRow> {
     rows
 }
 
-fn stats_row(stats: Option<&Stats>) -> ShadowRow {
-    let Some(stats) = stats else { return ShadowRow::default() };
-    let ms = |side: Side, share| stats.latency[side.index()].quantile(share).map(|d| d.as_secs_f64() * 1e3);
-    let rate = stats.rate();
-    ShadowRow {
-        compared: stats.comparisons(),
-        outcomes: stats.outcomes,
-        rate: rate.map(|(rate, _)| rate),
-        rate_upper: rate.map(|(_, upper)| upper),
-        source_ms_p50: ms(Side::Source, 0.5),
-        source_ms_p99: ms(Side::Source, 0.99),
-        target_ms_p50: ms(Side::Target, 0.5),
-        target_ms_p99: ms(Side::Target, 0.99),
-        delta_ms_p50: stats.delta.quantile(0.5).map(|s| s * 1e3),
-        delta_ms_p99: stats.delta.quantile(0.99).map(|s| s * 1e3),
-        ..ShadowRow::default()
-    }
-}
-
 /// SHOW QUERIES: most divergences first, then the slowest of the target.
 pub(in crate::proxy) fn query_rows(global: &Global) -> Vec<QueryRow> {
     let book = lock(&global.shadow.book);
-    let row = |(name, fingerprint, query): (&String, u64, &crate::report::divergence::Query)| QueryRow {
-        repository: name.clone(),
-        fingerprint: format!("{fingerprint:016x}"),
-        sql: query.sql.clone(),
-        stats: stats_row(Some(&query.stats)),
-    };
-    let all = book.repositories.iter();
-    let mut rows: Vec<QueryRow> =
-        all.flat_map(|(name, r)| r.queries.iter().map(move |(&f, q)| row((name, f, q)))).collect();
-    let divergent = |row: &QueryRow| row.stats.outcomes[6];
+    let row = |(name, fingerprint, query)| QueryRow::of(name, fingerprint, query);
+    let mut rows: Vec<QueryRow> = book.queries().map(row).collect();
     rows.sort_by(|a, b| {
-        let slower = |row: &QueryRow| row.stats.delta_ms_p50.unwrap_or_default();
+        let divergent = |row: &QueryRow| row.stats.count("divergence");
+        let slower = |row: &QueryRow| row.stats.delta_ms.p50.unwrap_or_default();
         divergent(b).cmp(&divergent(a)).then(slower(b).total_cmp(&slower(a)))
     });
     rows
 }
 
 /// SHOW DIVERGENCES: the newest first.
-pub(in crate::proxy) fn divergence_rows(global: &Global) -> Vec<DivergenceRow> {
+pub(in crate::proxy) fn divergence_rows(global: &Global) -> Vec<Divergence> {
     let book = lock(&global.shadow.book);
-    let mut rows = Vec::new();
-    for (name, repository) in &book.repositories {
-        for (fingerprint, query) in &repository.queries {
-            rows.extend(query.samples.iter().map(|sample| DivergenceRow {
-                repository: name.clone(),
-                fingerprint: format!("{fingerprint:016x}"),
-                class: sample.class.name().to_owned(),
-                column: sample.column.clone(),
-                key: sample.key.clone(),
-                answering: sample.answering,
-                answered: sample.answered.clone(),
-                other: sample.other.clone(),
-                count: sample.count,
-                first: sample.first,
-                last: sample.last,
-                sql: query.sql.clone(),
-            }));
-        }
-    }
-    rows.sort_by_key(|row| std::cmp::Reverse(row.last));
-    rows
+    let newest = book.newest(usize::MAX).into_iter();
+    newest.map(|(name, fingerprint, query, s)| Divergence::of(name, fingerprint, query, s)).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Of the gauges of latency.

@@ -4,7 +4,6 @@ use std::{
     cell::Cell,
     rc::Rc,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -30,7 +29,7 @@ use crate::{
         quick,
         record::{Focus, Profile, Recorder},
     },
-    proxy::{global::Global, shard::Shard},
+    proxy::{global::Global, shard::Shard, thread::Background},
     route::policy::Mode,
     shadow::{
         Outcome, Why,
@@ -38,32 +37,14 @@ use crate::{
     },
 };
 
-/// Ends the thread when it is dropped.
-pub(in crate::proxy) struct Background {
-    stop: watch::Sender<bool>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        self.stop.send_replace(true);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 /// Starts the thread.
 pub(in crate::proxy) fn start(global: &Arc<Global>) -> std::io::Result<Background> {
-    let (stop, stopped) = watch::channel(false);
     let global = Arc::clone(global);
-    let body = move || {
+    Background::start("shadow", move |stopped| {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
         runtime.expect("a runtime can be made").block_on(serve(global, stopped));
-    };
-    let thread = thread::Builder::new().name("shadow".to_owned()).spawn(body)?;
-    Ok(Background { stop, thread: Some(thread) })
+    })
 }
 
 async fn serve(global: Arc<Global>, mut stopped: watch::Receiver<bool>) {
