@@ -20,7 +20,7 @@ demo:    ## two databases, an application: reads shifted, writes mirrored, the t
 
 demo-page: ## the same, longer, with a new docs/page.png (for maintainers)
 	tools/setup browser
-	tools/demo --compare-seconds 60 --page docs/page.png
+	tools/demo --compare-seconds 30 --page docs/page.png
 
 test:    ## unit and integration tests on real servers, then real drivers in short form
 	tools/setup drivers browser

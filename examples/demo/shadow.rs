@@ -32,8 +32,8 @@ const FOUND: [(&str, Option<&str>, &str, &str); 2] =
     [("cell", Some("title"), "id=7", "7"), ("missing_row", None, "document_id=11, version=2", "11")];
 /// Comparisons of each query before the first verdict, and after the repair.
 const ENOUGH: u64 = 60;
-/// For anything that is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For anything that is waited for, and so many times `--compare-seconds`.
+const PATIENCE: (Duration, u64) = (Duration::from_secs(60), 5);
 
 impl Demo {
     /// All of it, with its verdicts.
@@ -71,7 +71,7 @@ impl Demo {
     async fn compare_equals(&mut self, console: &Client) -> Result<[u64; 3]> {
         let written = self.shared.tally().transactions;
         let least = tokio::time::sleep(Duration::from_secs(self.arguments.compare_seconds));
-        until("comparisons of all three reads", async || {
+        self.until("comparisons of all three reads", async || {
             let queries = queries(console).await?;
             Ok(queries.iter().all(|query| query.compared >= ENOUGH).then_some(()))
         })
@@ -101,18 +101,19 @@ impl Demo {
     /// SHOW DIVERGENCES names the cell and the row.
     async fn find(&mut self, console: &Client) -> Result<()> {
         let began = Instant::now();
-        let found = until("both differences in SHOW DIVERGENCES", async || {
-            let rows = rows(console, "SHOW DIVERGENCES").await?;
-            let named = |(class, column, key, _): &(&str, Option<&str>, &str, &str)| {
-                rows.iter().any(|row| {
-                    row.get("sql").is_some_and(|sql| READS.contains(&sql))
-                        && (row.get("class"), row.get("column"), row.get("key"))
-                            == (Some(*class), *column, Some(*key))
-                })
-            };
-            Ok(FOUND.iter().all(named).then_some(rows))
-        })
-        .await?;
+        let found = self
+            .until("both differences in SHOW DIVERGENCES", async || {
+                let rows = rows(console, "SHOW DIVERGENCES").await?;
+                let named = |(class, column, key, _): &(&str, Option<&str>, &str, &str)| {
+                    rows.iter().any(|row| {
+                        row.get("sql").is_some_and(|sql| READS.contains(&sql))
+                            && (row.get("class"), row.get("column"), row.get("key"))
+                                == (Some(*class), *column, Some(*key))
+                    })
+                };
+                Ok(FOUND.iter().all(named).then_some(rows))
+            })
+            .await?;
         let took = began.elapsed().as_secs_f64();
         // Reads without the key see them as well.
         let planted = |row: &&SimpleQueryRow| match row.get("class") {
@@ -143,8 +144,8 @@ impl Demo {
 
     /// The median needs more slow reads than there were fast ones.
     async fn find_slower(&mut self, console: &Client, fast: u64) -> Result<()> {
-        until("reads without the index", async || {
-            Ok((queries(console).await?[2].compared > fast * 5 / 2).then_some(()))
+        self.until("reads without the index", async || {
+            Ok((queries(console).await?[2].compared > fast * 9 / 4).then_some(()))
         })
         .await?;
         self.view.say("\nSHOW QUERIES, the latencies of both sides for the same reads:");
@@ -226,7 +227,7 @@ impl Demo {
         self.view.say("\nThe cell, the row and the index are repaired.");
         self.work();
         let catalog = Catalog::enter(&self.arguments.proxy);
-        until("comparisons after the repair", async || {
+        self.until("comparisons after the repair", async || {
             let now = queries(console).await?;
             Ok(now.iter().zip(compared).all(|(now, before)| now.compared >= before + ENOUGH).then_some(()))
         })
@@ -243,6 +244,19 @@ impl Demo {
         );
         self.verdict(wrong == 0, format!("wrong answers that the readers of the catalog got: {wrong}"));
         self.compare("after the repair").await
+    }
+
+    /// Asks again until there is an answer.
+    async fn until<T>(&self, what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+        let (began, (patience, times)) = (Instant::now(), PATIENCE);
+        let patience = patience + Duration::from_secs(times * self.arguments.compare_seconds);
+        while began.elapsed() < patience {
+            if let Some(answer) = ask().await? {
+                return Ok(answer);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Err(format!("waited {} s in vain for {what}", patience.as_secs()).into())
     }
 }
 
@@ -303,18 +317,4 @@ fn tells(state: &Value) -> bool {
             .any(|d| d["class"] == *class && d["column"].as_str() == *column && d["key"] == *key)
     };
     slower && FOUND.iter().all(named)
-}
-
-/// Asks again until there is an answer.
-async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
-    let began = Instant::now();
-    loop {
-        if let Some(answer) = ask().await? {
-            return Ok(answer);
-        }
-        if began.elapsed() > PATIENCE {
-            return Err(format!("waited {} s in vain for {what}", PATIENCE.as_secs()).into());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
