@@ -23,7 +23,7 @@ demo-page: ## the same, longer, with a new docs/page.png (for maintainers)
 	tools/demo --compare-seconds 30 --page docs/page.png
 
 test:    ## unit and integration tests on real servers, then real drivers in short form
-	tools/setup drivers browser
+	tools/setup drivers browser rules
 	cargo build --locked --bin crossfade
 	cargo test --locked
 	tests/drivers/run --seconds 2 --mode session
