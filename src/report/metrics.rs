@@ -228,6 +228,19 @@ impl Metrics {
         self.with(metric, labels, |series| series.set(n));
     }
 
+    /// Sets all series of a counter that somebody else keeps: those not named are gone.
+    pub fn renew<'a>(&self, metric: &'static Metric, rows: impl IntoIterator<Item = (Vec<Value<'a>>, u64)>) {
+        debug_assert_eq!(metric.kind, Kind::Counter, "{}", metric.name);
+        let series = rows.into_iter().map(|(labels, n)| {
+            debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+            let mut series = Series::default();
+            series.set(n);
+            (labels.iter().map(|l| l.text()).collect(), series)
+        });
+        let series = series.collect();
+        lock(&self.series).insert(metric.name, series);
+    }
+
     fn with<R>(&self, metric: &'static Metric, labels: &[Value<'_>], f: impl FnOnce(&mut Series) -> R) -> R {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
         debug_assert!(closed::knows(metric, labels), "{}: {labels:?}", metric.name);

@@ -1,5 +1,6 @@
 //! The evidence over HTTP: `/state`, and who reads it. It says what the metrics say.
 
+mod actions;
 mod browser;
 
 use std::process::{Command, ExitStatus, Stdio};

@@ -192,6 +192,11 @@ impl State {
         f(&lock(&self.book))
     }
 
+    /// Forgets what was found about a repository.
+    pub(in crate::proxy) fn forget(&self, repository: &str) {
+        lock(&self.book).forget(Some(repository));
+    }
+
     /// Reads that wait for their second execution.
     pub(in crate::proxy) fn pending(&self) -> usize {
         self.pending.load(Ordering::Relaxed)
@@ -228,7 +233,7 @@ impl State {
     }
 
     /// Writes the evidence to its file, whole or not at all.
-    pub(super) fn save(&self, config: &Config) {
+    pub(in crate::proxy) fn save(&self, config: &Config) {
         let Some(path) = &config.shadow.evidence else { return };
         let book = lock(&self.book).clone();
         let new = path.with_extension("new");
@@ -272,14 +277,15 @@ pub(in crate::proxy) fn collect(global: &Global) {
         }
     }
     let (mut rates, mut latencies) = (Vec::new(), Vec::new());
+    let (mut outcomes, mut classes) = (Vec::new(), Vec::new());
     let book = lock(&state.book);
     for (name, repository) in &book.repositories {
         let all = &repository.all;
         for (outcome, &n) in Outcome::NAMES.iter().zip(&all.outcomes) {
-            metrics.set(&names::SHADOW_OUTCOMES, &[Value::Configured(name), (*outcome).into()], n);
+            outcomes.push((vec![Value::Configured(name), (*outcome).into()], n));
         }
         for (class, &n) in &all.classes {
-            metrics.set(&names::SHADOW_DIVERGENCES, &[Value::Configured(name), class.name().into()], n);
+            classes.push((vec![Value::Configured(name), class.name().into()], n));
         }
         if let Some((_, upper)) = all.rate() {
             rates.push((vec![Value::Configured(name)], upper));
@@ -292,6 +298,9 @@ pub(in crate::proxy) fn collect(global: &Global) {
             }
         }
     }
+    // What is forgotten is gone here too.
+    metrics.renew(&names::SHADOW_OUTCOMES, outcomes);
+    metrics.renew(&names::SHADOW_DIVERGENCES, classes);
     metrics.replace(&names::SHADOW_RATE_BOUND, rates);
     metrics.replace(&names::SHADOW_LATENCY, latencies);
 }
