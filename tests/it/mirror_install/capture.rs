@@ -350,7 +350,7 @@ fn keys_of_every_type() {
                  SELECT string_agg(w.ops || CASE WHEN image IS NULL THEN '-' WHEN image IN ((SELECT t::text FROM public.k{n:02} t WHERE t.k::text = w.key), \
                    (SELECT t::text FROM public.m{n:02} t WHERE ARRAY[t.\"o\"\"dd\", t.k::text]::text = w.key)) THEN '=' ELSE key || ':' || image END, ' ' ORDER BY place) \
                  FROM (SELECT place, left(a[place], 1) AS ops, substr(a[place], strpos(a[place], ':') + 1) AS key, a[place + 1] AS image \
-                   FROM crossfade.write_set(false, '{token}') a, generate_series(4, cardinality(a), 2) place) w"
+                   FROM crossfade.write_set('{token}') a, generate_series(4, cardinality(a), 2) place) w"
             );
             let got = admin.run(&sql);
             assert_eq!(got.as_deref(), Some("I= I- I- U= D- D- I="), "{kind} on {}", cluster.major);
