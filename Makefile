@@ -19,7 +19,7 @@ demo:    ## two databases, an application: reads shifted, writes mirrored, the t
 	tools/demo $(DEMO)
 
 test:    ## unit and integration tests on real servers, then real drivers in short form
-	tools/setup drivers browser
+	tools/setup drivers browser rules
 	cargo build --locked --bin crossfade
 	cargo test --locked
 	tests/drivers/run --seconds 2 --mode session

@@ -4,6 +4,8 @@
 //! state that lives elsewhere, so a callback sets them right before they are rendered; a
 //! label set that is no longer true (a removed repository, an old hash) must vanish at once.
 
+mod closed;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -196,8 +198,8 @@ impl Metrics {
                 metrics.add(metric, &[], 0);
             }
         }
-        for result in ["ok", "refused"] {
-            metrics.add(&CONFIG_RELOAD, &[result.into()], 0);
+        for (metric, labels) in closed::series() {
+            metrics.add(metric, &labels, 0);
         }
         metrics
     }
@@ -228,6 +230,7 @@ impl Metrics {
 
     fn with<R>(&self, metric: &'static Metric, labels: &[Value<'_>], f: impl FnOnce(&mut Series) -> R) -> R {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+        debug_assert!(closed::knows(metric, labels), "{}: {labels:?}", metric.name);
         let labels = labels.iter().map(|l| l.text()).collect();
         f(lock(&self.series).entry(metric.name).or_default().entry(labels).or_default())
     }

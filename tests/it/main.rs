@@ -6,6 +6,7 @@
 //! a random test again.
 
 mod clusters;
+mod dashboards;
 mod differential;
 mod failures;
 mod hazards;

@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-/// Status and body of a GET; `None` when nobody answers.
+/// Status and body of a GET; `None` when nobody answers. By HTTP/1.0: no answer comes in chunks.
 pub(crate) fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).ok()?;
     socket.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    write!(socket, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
     let mut text = String::new();
     socket.read_to_string(&mut text).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
