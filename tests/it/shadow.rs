@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread::Scope,
     time::{Duration, Instant},
@@ -385,4 +386,62 @@ fn evidence_outlives_the_process() {
         client.run("SELECT id, v FROM t WHERE id = 1");
         (sampled() - before).abs() < 0.5
     });
+}
+
+/// A write that meets rows which the follower lacks, or has too many, is evidence; it is made good by the way.
+#[test]
+fn mirrored_writes_are_compared() {
+    needs_proxy!();
+    let tables = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 9) i";
+    for mode in ["journaled", "atomic"] {
+        let name = format!("sh_writes_{mode}");
+        let proxy = start(&name, [tables, tables], |s| {
+            s.mirror = format!("mirror = \"{mode}\"");
+            s.repositories.clear();
+        });
+        let mut admin = newest().admin(&name);
+        admin.run("SET crossfade.role = 'apply'"); // not to be mirrored back
+        admin.run("DELETE FROM t WHERE id IN (1, 2)");
+        admin.run("INSERT INTO t VALUES (100, 'extra')");
+        let count = |outcome: &str| {
+            let outcome = format!("outcome=\"{outcome}\"");
+            proxy.metric("mirror_writes_compared_total", &["repository=\"document\"", &outcome])
+        };
+        let mut client = proxy.client("alice");
+        wait_for("a first look", || {
+            client.run("UPDATE t SET v = 'w' WHERE id = 3");
+            count("equal") > 0.5
+        });
+        let before = count("equal");
+        for sql in [
+            "INSERT INTO t VALUES (10, 'x')",
+            "UPDATE t SET v = 'w'  WHERE id > 5",
+            "DELETE FROM t WHERE id = 4",
+        ] {
+            client.run(sql);
+        }
+        assert_eq!(
+            [count("equal") - before, count("different")].map(|n| n.to_string()),
+            ["3", "0"],
+            "{mode}"
+        );
+        client.run("UPDATE t SET v = 'y' WHERE id IN (1, 3)");
+        client.run("INSERT INTO t VALUES (100, 'z')");
+        client.run("DELETE FROM t WHERE id = 2");
+        assert_eq!(
+            [count("equal") - before, count("different")].map(|n| n.to_string()),
+            ["3", "3"],
+            "{mode}"
+        );
+        let rows = proxy.console("bob").expect("may look").query("SHOW SHADOW").expect("rows");
+        let shown = rows.iter().find(|row| row[0].as_deref() == Some("document")).expect("a row");
+        assert_eq!(shown.last().cloned().flatten().as_deref(), Some("3"), "{shown:?}");
+        let (_, state) = crate::support::http::get(proxy.http, "/state").expect("an answer");
+        assert!(state.contains("\"differed\":3"), "{state}");
+        let url = format!("http://127.0.0.1:{}", proxy.http);
+        let report = Command::new(env!("CARGO_BIN_EXE_crossfade")).args(["report", "--url", &url]).output();
+        let report = String::from_utf8(report.expect("it runs").stdout).expect("text");
+        assert!(report.contains(", 3 different"), "{report}");
+        crate::mirror::check_equal(&proxy);
+    }
 }

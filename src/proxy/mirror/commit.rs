@@ -2,6 +2,7 @@
 //! point: before it everything can be taken back, after it the follower is made to follow.
 
 use std::{
+    collections::BTreeSet,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -21,7 +22,7 @@ use crate::{
     },
     config::Mirror,
     error::ClientError,
-    mirror::recovery::Gid,
+    mirror::{batch::Counts, recovery::Gid},
     proxy::{
         client::{Client, End},
         flight::{Broken, Flight},
@@ -119,6 +120,7 @@ impl Client {
                 }
                 let journal = set.journal.filter(|_| !pending.stale);
                 self.in_state(if pending.is_prepared() { State::Prepared } else { State::Committing });
+                self.note_counts(lead.side, &pending.counts);
                 let state = &self.shard.global.mirror;
                 let written = state.installed.load().written(&set).into_iter().map(str::to_owned).collect();
                 let gap = state.gaps.enter(written, Instant::now());
@@ -143,6 +145,19 @@ impl Client {
             self.told(script, lead).await?;
         }
         Ok(self.journaled(lead.side, repositories))
+    }
+
+    /// Whether the follower had the rows that it should is evidence, unless it is known to lack some.
+    fn note_counts(&self, lead: Side, counts: &Counts) {
+        let global = &self.shard.global;
+        let installed = global.mirror.installed.load();
+        let of = |table: &i32| installed.tables.get(table).map(|t| t.meta.repository.as_str());
+        let differed: BTreeSet<&str> = counts.differed.iter().filter_map(of).collect();
+        for name in counts.compared.iter().filter_map(of).collect::<BTreeSet<_>>() {
+            if global.mirrored.status.is_clean(name, lead, Instant::now()) {
+                global.shadow.wrote(name, differed.contains(name));
+            }
+        }
     }
 
     /// The journal's row is the repairer's, at once.
