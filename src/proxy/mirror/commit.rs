@@ -288,6 +288,10 @@ impl Client {
         }
         self.in_state(State::Committing);
         let shard = Rc::clone(&self.shard);
+        let waits = !committed || self.waits_for_both(repositories);
+        if !waits {
+            pending.leave_client();
+        }
         let Mirror { apply_timeout: limit, journal_grace, .. } = self.current.config.mirror;
         let end = async move {
             let known = pending.end(committed, &shard, limit).await;
@@ -311,10 +315,10 @@ impl Client {
                 None => {}
             }
         };
-        if committed && !self.waits_for_both(repositories) {
-            tokio::task::spawn_local(end);
-        } else {
+        if waits {
             end.await;
+        } else {
+            tokio::task::spawn_local(end);
         }
     }
 

@@ -346,6 +346,12 @@ impl Pending {
         self.gid.is_some()
     }
 
+    /// The client goes on while it commits: what that one waits for next is not waited for here, and the two make no
+    /// deadlock.
+    pub(super) fn leave_client(&self) {
+        self.server.info.client.set(0);
+    }
+
     /// Ends the follower's transaction as the lead's ended. `true`: it is known to have ended so.
     pub(super) async fn end(mut self, committed: bool, shard: &Rc<Shard>, limit: Duration) -> bool {
         let side = self.server.side;
