@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint rules bench bench-mirror drivers chaos shadow-soak fuzz
+.PHONY: help setup build demo demo-page test lint rules bench bench-mirror drivers chaos shadow-soak fuzz
 
 help:    ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,9 +14,13 @@ build:   ## optimised binary: target/release/crossfade
 	tools/setup
 	cargo build --release --locked --bin crossfade
 
-demo:    ## two databases, an application: reads shifted, writes mirrored, the target killed under load (DEMO="--seconds 40")
+demo:    ## two databases, an application: reads shifted, writes mirrored, the target killed, then found wrong and slow (DEMO="--seconds 40")
 	tools/setup
 	tools/demo $(DEMO)
+
+demo-page: ## the same, longer, with a new docs/page.png (for maintainers)
+	tools/setup browser
+	tools/demo --compare-seconds 30 --page docs/page.png
 
 test:    ## unit and integration tests on real servers, then real drivers in short form
 	tools/setup drivers browser rules

@@ -1,5 +1,6 @@
 //! Operators: HTTP endpoints, the console, the service manager.
 
+pub mod act;
 pub mod console;
 mod console_frames;
 mod console_mirror;

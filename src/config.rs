@@ -11,6 +11,9 @@ pub mod schema;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
 use crate::{
     compare::rules::Rules,
     route::policy::{Policy, Share},
@@ -340,12 +343,37 @@ impl Default for Shadowed {
 /// `[admin]`
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Admin {
-    /// `/metrics`, `/healthz`, `/readyz`, `/state`, and the page that shows it. Needs a restart.
+    /// `/metrics`, `/healthz`, `/readyz`, `/state`, the page that shows it, and `/act`. Needs a restart.
     pub http: Option<SocketAddr>,
     /// Users that may change things on the console (database `crossfade`).
     pub admin_users: Vec<String>,
     /// Users that may only look.
     pub stats_users: Vec<String>,
+    /// With it, actions are taken by HTTP.
+    pub token: Option<Token>,
+}
+
+/// A secret of which only the SHA-256 is kept. Its `Debug` shows nothing.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub struct Token([u8; 32]);
+
+impl Token {
+    /// Of this text.
+    pub fn new(text: &str) -> Self {
+        Self(Sha256::digest(text).into())
+    }
+
+    /// Is this the text? Takes as long whatever is given.
+    pub fn is(&self, given: &[u8]) -> bool {
+        let given: [u8; 32] = Sha256::digest(given).into();
+        self.0.ct_eq(&given).into()
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(***)")
+    }
 }
 
 /// `[log]`

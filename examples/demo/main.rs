@@ -1,13 +1,15 @@
 //! The demo's application and its conductor; `tools/demo` sets the stage and calls this.
 //!
 //! Sixteen clients work through crossfade while `proxy.toml` is edited: reads are shifted ([`reads`]), then writes are
-//! mirrored and the target dies ([`mirror`]). The claims are proven by witnesses that crossfade does not control: the
+//! mirrored and the target dies ([`mirror`]), at last the target answers wrongly and slowly and is found out ([`shadow`]). The claims are proven by witnesses that crossfade does not control: the
 //! clients' own count of who answered and what was acknowledged, both servers' `pg_stat_statements`, and their rows.
 
+mod catalog;
 mod edit;
 mod mirror;
 mod observe;
 mod reads;
+mod shadow;
 mod tally;
 mod view;
 mod workload;
@@ -54,9 +56,18 @@ struct Arguments {
     /// Command that starts it again.
     #[arg(long)]
     start_target: String,
-    /// Duration of everything.
-    #[arg(long, default_value_t = 75)]
+    /// Duration of the first two parts.
+    #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// How long equal sides are compared, at least; the third part takes about four times that.
+    #[arg(long, default_value_t = 4)]
+    compare_seconds: u64,
+    /// File for `crossfade report --html`.
+    #[arg(long)]
+    report: PathBuf,
+    /// Command that takes a picture of the page when it has something to show.
+    #[arg(long)]
+    picture: Option<String>,
     /// Connections of the application.
     #[arg(long, default_value_t = 16)]
     clients: usize,
@@ -112,6 +123,7 @@ impl Demo {
         ));
         demo.shift_reads().await?;
         demo.mirror().await?;
+        demo.shadow().await?;
         demo.shared.stop.store(true, Relaxed);
         for client in clients {
             client.await?;

@@ -13,7 +13,7 @@ use crate::{
     observe::{Metrics, Result, Server},
 };
 
-/// Percent of the whole time that each part takes; the rest is for the reads.
+/// Percent of `--seconds` that each part takes; the rest is for the reads.
 const MIRRORED: u32 = 7;
 const DOWN: u32 = 11;
 const BACK: u32 = 6;
@@ -53,13 +53,13 @@ impl Demo {
     }
 
     /// Errors and dropped connections; wrong rows.
-    fn troubles(&self) -> ((u64, u64), u64) {
+    pub(crate) fn troubles(&self) -> ((u64, u64), u64) {
         let tally = self.shared.tally();
         ((tally.errors, tally.dropped), tally.wrong)
     }
 
     /// Nobody was given an error since then.
-    fn judge_errors(&mut self, when: &str, (errors, dropped): (u64, u64)) {
+    pub(crate) fn judge_errors(&mut self, when: &str, (errors, dropped): (u64, u64)) {
         let now = self.troubles().0;
         let (errors, dropped) = (now.0 - errors, now.1 - dropped);
         self.verdict(
@@ -105,7 +105,7 @@ impl Demo {
     }
 
     /// Sets `key` of all repositories, and waits until it is in force.
-    async fn edit(&mut self, console: &Client, key: &str, value: &str) -> Result<()> {
+    pub(crate) async fn edit(&mut self, console: &Client, key: &str, value: &str) -> Result<()> {
         let line = edit::set(&self.arguments.config, None, key, value)?;
         console.simple_query("RELOAD").await?;
         self.view.say(&format!("\nproxy.toml, all three repositories: {line}"));
@@ -194,7 +194,7 @@ impl Demo {
     }
 
     /// Lets the application rest, waits for an empty journal, and compares every row of every table.
-    async fn compare(&mut self, when: &str) -> Result<()> {
+    pub(crate) async fn compare(&mut self, when: &str) -> Result<()> {
         self.rest().await?;
         self.wait_for_metrics("empty journals", |m| Side::BOTH.iter().all(|&s| m.journal(s)[0] == 0.0))
             .await?;
@@ -272,22 +272,22 @@ struct Look {
 }
 
 /// Parents first.
-const COPY: &str = r#"tables="documents document_versions users user_notes user_sessions organizations organization_members"
+const COPY: &str = r#"tables="documents document_versions document_events users user_notes user_sessions organizations organization_members"
 psql -Xq "$TARGET" -c "TRUNCATE $(echo $tables | tr ' ' ',')"
 for t in $tables; do psql -Xq "$SOURCE" -c "COPY $t TO STDOUT" | psql -Xq "$TARGET" -c "COPY $t FROM STDIN"; done"#;
 
-async fn console(address: &str) -> Result<Client> {
+pub(crate) async fn console(address: &str) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(address, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
 }
 
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// Runs a script while the application goes on; its output.
-async fn shell(script: String) -> Result<String> {
+pub(crate) async fn shell(script: String) -> Result<String> {
     let mut command = Command::new("sh");
     command.arg("-c").arg(&script).current_dir("/");
     let done = tokio::task::spawn_blocking(move || command.output()).await??;

@@ -44,6 +44,14 @@ impl Server {
         Ok([0, 1, 2, 3].map(|column| row.get::<_, i64>(column).unsigned_abs()))
     }
 
+    /// Runs these as crossfade applies rows: no trigger fires, nothing is captured, and a follower takes them.
+    pub(crate) async fn run_unseen(&self, statements: &[&str]) -> Result<()> {
+        let script = statements.join("; ");
+        let applying = "SET crossfade.role = 'apply'; SET session_replication_role = replica";
+        let script = format!("{applying}; {script}; RESET session_replication_role; RESET crossfade.role");
+        Ok(self.0.batch_execute(&script).await?)
+    }
+
     /// Do all repositories say here that `side` leads their writes?
     pub(crate) async fn is_led_by(&self, side: Side) -> Result<bool> {
         let sql = "SELECT bool_and(lead = $1) FROM crossfade.repositories";
@@ -82,19 +90,20 @@ pub(crate) struct Metrics(Vec<(String, f64)>);
 
 impl Metrics {
     pub(crate) async fn scrape(address: &str) -> Result<Self> {
-        let mut socket = TcpStream::connect(address).await?;
-        socket.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).await?;
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer to GET /metrics")?;
-        if !head.lines().next().is_some_and(|status| status.contains(" 200 ")) {
-            return Err(format!("GET /metrics: {head}").into());
-        }
+        let body = get(address, "/metrics").await?;
         let sample = |line: &str| {
             let (name, value) = line.rsplit_once(' ')?;
             Some((name.to_owned(), value.parse().ok()?))
         };
         Ok(Self(body.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()))
+    }
+
+    /// Is every read that was to be executed twice compared, or dropped?
+    pub(crate) fn all_compared(&self) -> bool {
+        let compared = self.sum("crossfade_shadow_comparisons_total", &[]);
+        let dropped = self.sum("crossfade_shadow_dropped_total", &[]);
+        let sampled = self.sum("crossfade_shadow_reads_total", &[r#"state="sampled""#]);
+        (sampled - compared - dropped).abs() < 0.5
     }
 
     /// Reads of documents, by the side that answered.
@@ -151,4 +160,17 @@ impl Metrics {
             })
             .map(|&(_, value)| value)
     }
+}
+
+/// What crossfade answers over HTTP, without its head.
+pub(crate) async fn get(address: &str, path: &str) -> Result<String> {
+    let mut socket = TcpStream::connect(address).await?;
+    socket.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("no answer to GET {path}"))?;
+    if !head.lines().next().is_some_and(|status| status.contains(" 200 ")) {
+        return Err(format!("GET {path}: {head}").into());
+    }
+    Ok(body.to_owned())
 }

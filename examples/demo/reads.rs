@@ -17,7 +17,7 @@ use crate::{
 pub(crate) const STEPS: [u8; 5] = [0, 10, 50, 100, 0];
 /// The step during which somebody makes a typing mistake.
 const MISTAKE_AT: usize = 2;
-/// Parts of the whole time that this takes, in percent.
+/// Parts of `--seconds` that this takes, in percent.
 const READS: u32 = 55;
 
 impl Demo {

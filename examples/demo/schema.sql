@@ -16,6 +16,13 @@ CREATE TABLE document_versions (
     body        text NOT NULL,
     PRIMARY KEY (document_id, version)
 );
+CREATE TABLE document_events (
+    id          bigint PRIMARY KEY,
+    document_id bigint NOT NULL REFERENCES documents,
+    kind        text NOT NULL,
+    at          timestamptz NOT NULL
+);
+CREATE INDEX document_events_newest ON document_events (document_id, at);
 -- Lets the demo's clients see which server answered.
 CREATE VIEW document_served AS SELECT *, current_setting('cluster_name') AS served_by FROM documents;
 
@@ -61,6 +68,9 @@ SELECT n, n % 100, 'Document ' || n, (enum_range(NULL::document_status))[1 + n %
 FROM generate_series(1, 2000) n;
 INSERT INTO document_versions
 SELECT n, v, repeat('text ' || v || ' ', 20) FROM generate_series(1, 2000) n, generate_series(1, 3) v;
+INSERT INTO document_events
+SELECT n, 1 + n % 2000, (ARRAY['opened', 'changed', 'printed'])[1 + n % 3], timestamptz '2024-06-01 00:00:00+00' + n * interval '1 minute'
+FROM generate_series(0, 5999) n;
 INSERT INTO users (id, email) SELECT n, 'user' || n || '@example.org' FROM generate_series(1, 500) n;
 INSERT INTO organizations SELECT n, 'Organization ' || n, (ARRAY['free', 'team', 'enterprise'])[1 + n % 3] FROM generate_series(1, 50) n;
 

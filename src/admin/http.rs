@@ -1,18 +1,30 @@
-//! `/metrics`, `/healthz`, `/readyz`, `/state`, and the page that shows it. Nothing here changes anything.
+//! `/metrics`, `/healthz`, `/readyz`, `/state`, and the page that shows it. Nothing here changes anything but `/act`, for who
+//! knows `admin.token`.
 //!
 //! One request a connection, with a limit on its size and a deadline over all of it: the endpoint may be
 //! opened to a network, and a scraper that stalls must cost nothing.
 
-use std::{future::Future, io, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
-use hyper::server::conn::http1;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1,
+    service::{Service, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -20,7 +32,11 @@ use hyper_util::{
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::timeout};
 
-use super::{page, snapshot::Snapshot};
+use super::{
+    act::{self, Act, Tokens},
+    page,
+    snapshot::Snapshot,
+};
 use crate::{
     Side,
     report::metrics::{BoxFuture, Collect, Metrics},
@@ -28,6 +44,8 @@ use crate::{
 
 /// Bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Bytes of its body.
+const MAX_BODY_BYTES: usize = 4 * 1024;
 /// From accept to the end of the request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// From accept to the end of the answer.
@@ -35,7 +53,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at once; more wait in the listen backlog.
 const MAX_CONNECTIONS: usize = 64;
 /// No other origin may read it, and nobody keeps it.
-const PRIVATE: [(&str, &str); 3] = [
+pub(super) const PRIVATE: [(&str, &str); 3] = [
     ("cache-control", "no-store"),
     ("cross-origin-resource-policy", "same-origin"),
     ("x-content-type-options", "nosniff"),
@@ -54,6 +72,10 @@ pub struct HttpState {
     pub snapshot: Take,
     /// The state of the proxy at this moment.
     pub health: Arc<dyn Fn() -> Health + Send + Sync>,
+    /// What may be asked for with the token.
+    pub act: Act,
+    /// `admin.token`.
+    pub token: Tokens,
 }
 
 /// Looks at state and evidence.
@@ -95,10 +117,10 @@ pub async fn serve(
         loop {
             let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let service = service.clone();
                     connections.spawn(async move {
-                        connection(stream, service).await;
+                        connection(stream, peer, service).await;
                         drop(slot);
                     });
                 }
@@ -126,12 +148,17 @@ pub fn router(state: HttpState) -> Router {
         .route("/", get(start_page))
         .route("/metrics", get(metrics))
         .route("/state", get(snapshot))
+        .route("/act", post(act::act).layer(DefaultBodyLimit::max(MAX_BODY_BYTES)))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .with_state(state)
 }
 
-async fn connection(stream: TcpStream, service: TowerToHyperService<Router>) {
+async fn connection(stream: TcpStream, peer: SocketAddr, service: TowerToHyperService<Router>) {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        service.call(request)
+    });
     let serve = http1::Builder::new()
         .keep_alive(false)
         .timer(TokioTimer::new())
@@ -184,15 +211,17 @@ struct Answer {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         sync::oneshot,
     };
 
     use super::*;
-    use crate::report::metrics::{self, Value};
+    use crate::{
+        admin::act::Action,
+        config::Token,
+        report::metrics::{self, Value},
+    };
 
     fn state(health: Health) -> HttpState {
         let metrics = Arc::new(Metrics::new());
@@ -204,7 +233,23 @@ mod tests {
         let snapshot: Take = Arc::new(|| {
             Box::pin(async { Snapshot { version: "crossfade 1".to_owned(), ..Snapshot::default() } })
         });
-        HttpState { metrics, collect, snapshot, health: Arc::new(move || health) }
+        let act: Act = Arc::new(|action| {
+            Box::pin(async move {
+                if let Action::Forget { repository } = &action {
+                    return Err(format!("there is no repository {repository:?}"));
+                }
+                Ok(format!("{action:?}"))
+            })
+        });
+        let token = Token::new("a-token-of-twenty-and");
+        HttpState {
+            metrics,
+            collect,
+            snapshot,
+            health: Arc::new(move || health),
+            act,
+            token: Arc::new(move || (!health.draining).then_some(token)),
+        }
     }
 
     async fn exchange(address: SocketAddr, request: &[u8]) -> String {
@@ -252,6 +297,53 @@ mod tests {
             }
         })
         .await;
+    }
+
+    async fn post(address: SocketAddr, headers: &str, body: &str) -> String {
+        let length = body.len();
+        let request =
+            format!("POST /act HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+        exchange(address, request.as_bytes()).await
+    }
+
+    #[tokio::test]
+    async fn actions_need_the_token() {
+        const RIGHT: &str = "Authorization: Bearer a-token-of-twenty-and\r\n";
+        const WRONG: &str = "Authorization: Bearer a-token-of-twenty-ann\r\n";
+        const BASIC: &str = "Authorization: Basic a-token-of-twenty-and\r\n";
+        const JSON: &str = "Content-Type: application/json\r\n";
+        let pause = r#"{"action":"pause","side":"both"}"#;
+        let done = r#"{"done":"Pause { side: Both }"}"#;
+        let long = format!(r#"{{"action":"forget","repository":"{}"}}"#, "x".repeat(5_000));
+        with_server(UP, async |address| {
+            for (headers, body, status, part) in [
+                ([RIGHT, JSON], pause, 200, done),
+                ([RIGHT, JSON], r#"{"action":"nothing"}"#, 200, r#"{"done":"the token is right"}"#),
+                ([RIGHT, JSON], r#"{"action":"forget","repository":"x"}"#, 409, r#"{"error":"there is no"#),
+                (["", JSON], pause, 401, "www-authenticate: Bearer"),
+                ([BASIC, JSON], pause, 401, r#"{"error":"say admin.token as Authorization: Bearer"}"#),
+                ([WRONG, JSON], pause, 403, r#"{"error":"this is not admin.token"}"#),
+                // A form of another page is none of these, and a slip of the pen pauses nothing.
+                ([RIGHT, "Content-Type: text/plain\r\n"], pause, 415, "error"),
+                ([RIGHT, JSON], r#"{"action":"pause"}"#, 422, "missing field `side`"),
+                ([RIGHT, JSON], r#"{"action":"pause","side":"both","for":1}"#, 422, "unknown field"),
+                ([RIGHT, JSON], r#"{"action":"weights"}"#, 422, "unknown variant"),
+                ([RIGHT, JSON], &long, 413, "error"),
+            ] {
+                let answer = post(address, &headers.concat(), body).await;
+                assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{headers:?} {body}: {answer}");
+                assert!(answer.contains(part), "{headers:?} {body}: {answer}");
+            }
+            let answer = exchange(address, b"GET /act HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+            let preflight = "OPTIONS /act HTTP/1.1\r\nHost: x\r\nOrigin: http://y\r\n\r\n";
+            let answer = exchange(address, preflight.as_bytes()).await;
+            assert!(!answer.contains("access-control-allow"), "{answer}");
+        })
+        .await;
+        let without = Health { draining: true, ..UP };
+        let answer = with_server(without, async |a| post(a, &[RIGHT, JSON].concat(), pause).await).await;
+        assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("admin.token is not set"), "{answer}");
     }
 
     #[tokio::test]

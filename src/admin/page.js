@@ -189,10 +189,10 @@ function headline(words, kind) {
   status.className = kind;
 }
 function says(state) {
-  const side = (name) => `${name} ${state.backends[name] || "unknown"}`;
+  const side = (name) => `${name} ${state.backends[name] || "unknown"}${state.paused[name] ? ", paused" : ""}`;
   return `${state.version} · ${side("source")} · ${side("target")} · configuration ${state.config.slice(0, 12)}${state.draining ? " · draining" : ""}`;
 }
-const trouble = (state) => (state.draining || ["source", "target"].some((side) => state.backends[side] === "down") ? "bad" : "soft");
+const trouble = (state) => (state.draining || ["source", "target"].some((side) => state.paused[side] || state.backends[side] === "down") ? "bad" : "soft");
 
 let last = null;
 async function look() {
@@ -202,6 +202,7 @@ async function look() {
     last = await answer.json();
     // Who selects text to copy it keeps it.
     if (String(document.getSelection()) === "" || !document.getElementById("main").hasChildNodes()) draw(last);
+    operate(last);
     headline([`${says(last)} · live, ${time(last.now)}`], trouble(last));
   } catch (error) {
     const since = last ? `these numbers are of ${day(last.now)}` : "nothing is known yet";
@@ -211,15 +212,4 @@ async function look() {
 async function live() {
   if (!document.hidden) await look();
   setTimeout(live, EVERY_MS);
-}
-
-const kept = document.getElementById("state").textContent.trim();
-if (kept) {
-  const state = JSON.parse(kept);
-  document.title = "crossfade report";
-  draw(state);
-  headline([`report of ${day(state.now)} · ${says(state)}`], trouble(state));
-} else {
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
-  live();
 }

@@ -49,7 +49,8 @@ fn page(state: &str) -> String {
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
+const SCRIPT: &str =
+    concat!(include_str!("page.js"), include_str!("page_act.js"), include_str!("page_main.js"));
 
 #[cfg(test)]
 mod tests {

@@ -26,6 +26,12 @@ pub struct Snapshot {
     pub config: String,
     /// About to stop.
     pub draining: bool,
+    /// Are actions taken by HTTP?
+    #[serde(default)]
+    pub actions: bool,
+    /// Backends that PAUSE keeps new work from.
+    #[serde(default)]
+    pub paused: Pair<bool>,
     /// What the last health checks said.
     pub backends: Pair<Option<BackendState>>,
     /// All repositories, `default` first.

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use self::part::Checker;
 use super::{
     Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Mirror, Pool,
-    PoolMode, Secret, Shadow, Timeouts, TlsMode,
+    PoolMode, Secret, Shadow, Timeouts, TlsMode, Token,
     file::{self, Mistake, Place},
     schema::SECTIONS,
 };
@@ -430,7 +430,21 @@ impl Checker<'_> {
             }
             part.texts(key).into_iter().map(|(name, _)| name).collect()
         };
-        Admin { http, admin_users: names("admin_users"), stats_users: names("stats_users") }
+        let token = files::secret(&part, ["token", "token_file"]).and_then(|(key, text)| {
+            // It is said in a header, and somebody may try all that are short.
+            let fit = text.len() >= SHORTEST_TOKEN && text.bytes().all(|b| b.is_ascii_graphic());
+            if !fit {
+                let message = format!("needs {SHORTEST_TOKEN} characters or more, all of them visible ASCII");
+                part.mistake(key, message, Some("make one: openssl rand -hex 20".to_owned()));
+            }
+            fit.then(|| Token::new(&text))
+        });
+        let loopback = http.is_none_or(|address| address.ip().is_loopback());
+        if token.is_some() && !loopback {
+            let message = "goes over the network in the clear: admin.http is not on the loopback";
+            part.warn("token", message, Some("put something that speaks TLS before it".to_owned()));
+        }
+        Admin { http, admin_users: names("admin_users"), stats_users: names("stats_users"), token }
     }
 
     fn log(&self) -> Log {
@@ -442,6 +456,9 @@ impl Checker<'_> {
         Log { filter, json: part.choice("format") == "json", literals: part.switch("literals") }
     }
 }
+
+/// Characters of `admin.token`.
+const SHORTEST_TOKEN: usize = 20;
 
 fn pool_mode(word: &str) -> PoolMode {
     if word == "transaction" { PoolMode::Transaction } else { PoolMode::Session }

@@ -268,6 +268,8 @@ fn set(root: &mut Table, section: &str, key: &str, place: &Place, value: Value) 
     match key {
         "password" => table.remove("password_file"),
         "password_file" => table.remove("password"),
+        "token" => table.remove("token_file"),
+        "token_file" => table.remove("token"),
         _ => {}
     }
     let node = Node { value, place: place.clone() };

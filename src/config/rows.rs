@@ -58,6 +58,7 @@ impl Config {
         rows.cold("admin.http", self.admin.http.map_or_else(String::new, |a| a.to_string()));
         rows.hot("admin.admin_users", self.admin.admin_users.join(", "));
         rows.hot("admin.stats_users", self.admin.stats_users.join(", "));
+        rows.hot("admin.token", self.admin.token.map_or("", |_| "***"));
         rows.hot("log.filter", &self.log.filter);
         rows.hot("log.format", if self.log.json { "json" } else { "text" });
         rows.hot("log.literals", self.log.literals);

@@ -245,6 +245,8 @@ const ADMIN: &[Key] = &[
     key("http", Kind::Text, r#""127.0.0.1:9432""#),
     key("admin_users", Kind::Texts, "[]"),
     key("stats_users", Kind::Texts, "[]"),
+    optional("token", Kind::Secret),
+    optional("token_file", Kind::Path),
 ];
 
 const LOG: &[Key] = &[

@@ -89,7 +89,7 @@ pub(crate) fn config(method: AuthMethod, users: &[(&str, Secret)]) -> Config {
             plan_cache_bytes: 1 << 20,
         },
         timeouts: timeouts(),
-        admin: Admin { http: None, admin_users: Vec::new(), stats_users: Vec::new() },
+        admin: Admin { http: None, admin_users: Vec::new(), stats_users: Vec::new(), token: None },
         log: Log { filter: "info".to_owned(), json: false, literals: false },
         mirror: Mirror {
             install: false,

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     Side,
     admin::{
+        act::Action,
         console::Operator,
         console_rows::{
             ClientRow, ConfigRow, InDoubtRow, JournalRow, PoolRow, RepositoryRow, ServerRow, ShadowRow,
@@ -260,6 +261,46 @@ impl Operator for Console {
         found.await.contains(&true)
     }
 }
+
+/// What the page asks for.
+pub(super) async fn act(global: Arc<Global>, action: Action) -> Result<String, String> {
+    let console = Console { global: Arc::clone(&global) };
+    let named = |side: Option<Side>| side.map_or("both backends", Side::name);
+    match action {
+        Action::Nothing {} => Ok(String::new()),
+        Action::Reload {} => console.reload().await.map_err(|mistakes| {
+            format!("refused, the old configuration stays in force:\n{}", mistakes.join("\n"))
+        }),
+        Action::Pause { side } => {
+            let side = side.only();
+            match tokio::time::timeout(PATIENCE, console.pause(side)).await {
+                Ok(done) => done.map(|()| format!("paused: {}", named(side))),
+                Err(_) => Err(format!(
+                    "transactions on {} did not end within {} s: nothing is paused; SHOW CLIENTS on the console says whose they are",
+                    named(side),
+                    PATIENCE.as_secs()
+                )),
+            }
+        }
+        Action::Resume { side } => {
+            console.resume(side.only()).await?;
+            Ok(format!("resumed: {}", named(side.only())))
+        }
+        Action::Forget { repository } => {
+            let config = global.live.get();
+            if !config.policy.repositories.iter().any(|known| known.name == repository) {
+                return Err(format!("there is no repository {repository:?}"));
+            }
+            global.shadow.forget(&repository);
+            // Else a restart would find it again.
+            let _ = tokio::task::spawn_blocking(move || global.shadow.save(&config)).await;
+            Ok(format!("forgotten: what shadow reads had found about {repository}"))
+        }
+    }
+}
+
+/// For transactions that a PAUSE by HTTP waits for; its connection ends not long after.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A PAUSE that nobody waits for any more is undone.
 struct Unpause<'a> {

@@ -354,6 +354,14 @@ async fn serve_http(
             let global = Arc::clone(&global);
             Arc::new(move || Box::pin(operator::collect(Arc::clone(&global))))
         },
+        act: {
+            let global = Arc::clone(&global);
+            Arc::new(move |action| Box::pin(operator::act(Arc::clone(&global), action)))
+        },
+        token: {
+            let global = Arc::clone(&global);
+            Arc::new(move || global.live.get().admin.token)
+        },
         health: {
             let global = Arc::clone(&global);
             Arc::new(move || Health {

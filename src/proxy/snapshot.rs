@@ -46,6 +46,8 @@ pub(super) async fn take(global: Arc<Global>, hour: Hour) -> Snapshot {
         now: unix_now(),
         config: config.hash.clone(),
         draining: global.draining.load(std::sync::atomic::Ordering::Relaxed),
+        actions: config.admin.token.is_some(),
+        paused: Pair { source: global.is_paused(Side::Source), target: global.is_paused(Side::Target) },
         backends: Pair { source: backend(Side::Source), target: backend(Side::Target) },
         journals,
         in_doubt: InDoubt {

@@ -360,6 +360,41 @@ fn applications_are_told_apart() {
     assert_eq!(["old", "new", "other", "fourth"].map(|name| compared(name).unwrap()), ["2", "1", "1", "1"]);
 }
 
+/// A name that is set later counts from then on, and the second execution keeps its own.
+#[test]
+fn a_name_that_is_set_is_followed() {
+    needs_proxy!();
+    let tables = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)";
+    for (name, transaction) in [("sh_name_session", false), ("sh_name_transaction", true)] {
+        let proxy = start(name, [tables, tables], |s| {
+            if transaction {
+                *s = s.clone().transaction(4);
+            }
+        });
+        let login = proxy.login("alice").parameter("application_name", "first");
+        let mut client = Wire::connect(proxy.port, &login).expect("a login");
+        let read = "SELECT id FROM t WHERE id = 1";
+        client.run(read);
+        client.run("SET application_name = 'second'");
+        client.run(read);
+        client.run(read);
+        client.run("SELECT set_config('application_name', 'third', false)");
+        client.run(read);
+        client.run("RESET application_name");
+        client.run(read);
+        assert_eq!(outcomes(&proxy, 5.0), "match 5", "{}", shown(&proxy));
+        let rows = proxy.console("bob").expect("may look").query("SHOW SHADOW").expect("rows");
+        let compared =
+            |name: &str| rows.iter().find(|r| r[1].as_deref() == Some(name)).and_then(|r| r[5].clone());
+        let seen = ["first", "second", "third"].map(|name| compared(name).unwrap_or_default());
+        assert_eq!(seen, ["2", "2", "1"], "{rows:?}");
+        let mut admin = newest().admin(name);
+        let others =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('first', 'second', 'third')";
+        assert_eq!(admin.run(others).as_deref(), Some("0"));
+    }
+}
+
 /// What was found is still there after a restart, and shares are hot.
 #[test]
 fn evidence_outlives_the_process() {

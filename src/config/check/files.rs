@@ -38,34 +38,40 @@ pub(super) fn authorities(part: &Part<'_>, key: &str) {
 
 /// `password` or the contents of `password_file`.
 pub(super) fn password(part: &Part<'_>) -> Secret {
-    let secret = match (part.text("password"), part.is_written("password_file")) {
-        (Some(_), true) => {
-            part.mistake("password_file", "there is a password as well; one of the two", None);
-            return Secret::None;
-        }
-        (None, false) => return Secret::None,
-        (Some(text), false) => text,
-        (None, true) => {
-            let Some(contents) = part.secret_file("password_file") else { return Secret::None };
-            let Ok(text) = String::from_utf8(contents.bytes) else {
-                part.mistake("password_file", "is not UTF-8", None);
-                return Secret::None;
-            };
-            // Editors end the last line; a password does not.
-            let line = text.strip_suffix('\n').unwrap_or(&text);
-            line.strip_suffix('\r').unwrap_or(line).to_owned()
-        }
-    };
-    let key = if part.is_written("password_file") { "password_file" } else { "password" };
-    if secret.is_empty() || secret.contains(['\0', '\n']) {
-        part.mistake(key, "is empty or has more than one line", None);
-        return Secret::None;
-    }
-    secret_of(secret).unwrap_or_else(|| {
+    let Some((key, text)) = secret(part, ["password", "password_file"]) else { return Secret::None };
+    secret_of(text).unwrap_or_else(|| {
         part.mistake(key, "begins like a SCRAM verifier and is none", None);
         Secret::None
     })
 }
+
+/// A text as written or the contents of a file, and which of the two keys says so.
+pub(super) fn secret(part: &Part<'_>, [written, file]: [&'static str; 2]) -> Option<(&'static str, String)> {
+    let (key, text) = match (part.text(written), part.is_written(file)) {
+        (Some(_), true) => {
+            part.mistake(file, format!("there is a {written} as well; one of the two"), None);
+            return None;
+        }
+        (None, false) => return None,
+        (Some(text), false) => (written, text),
+        (None, true) => {
+            let contents = part.secret_file(file)?;
+            let Ok(text) = String::from_utf8(contents.bytes) else {
+                part.mistake(file, "is not UTF-8", None);
+                return None;
+            };
+            // Editors end the last line; a secret does not.
+            let line = text.strip_suffix('\n').unwrap_or(&text);
+            (file, line.strip_suffix('\r').unwrap_or(line).to_owned())
+        }
+    };
+    if text.is_empty() || text.contains(['\0', '\n']) {
+        part.mistake(key, "is empty or has more than one line", None);
+        return None;
+    }
+    Some((key, text))
+}
+
 fn certificates(part: &Part<'_>, key: &str, pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let list: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match list {

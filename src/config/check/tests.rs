@@ -141,6 +141,23 @@ fn sections() {
         ],
     );
     mistakes(
+        "[admin]\ntoken = 'short'",
+        &[
+            "proxy.toml:2:9: admin.token: needs 20 characters or more, all of them visible ASCII; make one: openssl rand -hex 20",
+        ],
+    );
+    mistakes(
+        "[admin]\ntoken = '0123456789abcdefghij'\ntoken_file = 'x'",
+        &["proxy.toml:3:14: admin.token_file: there is a token as well; one of the two"],
+    );
+    warnings(
+        "[admin]\nhttp = '0.0.0.0:1'\ntoken = '0123456789abcdefghij'",
+        &[
+            "proxy.toml:3:9: admin.token: goes over the network in the clear: admin.http is not on the loopback; \
+           put something that speaks TLS before it",
+        ],
+    );
+    mistakes(
         "[auth]\nmethod = 'cert'\nquery = 'SELECT 1'",
         &[
             "proxy.toml:2:10: auth.method: \"cert\" needs [client_tls] with client_ca",

@@ -197,6 +197,11 @@ impl State {
         f(&lock(&self.book))
     }
 
+    /// Forgets what was found about a repository.
+    pub(in crate::proxy) fn forget(&self, repository: &str) {
+        lock(&self.book).forget(Some(repository));
+    }
+
     /// Reads that wait for their second execution.
     pub(in crate::proxy) fn pending(&self) -> usize {
         self.pending.load(Ordering::Relaxed)
@@ -233,7 +238,7 @@ impl State {
     }
 
     /// Writes the evidence to its file, whole or not at all.
-    pub(super) fn save(&self, config: &Config) {
+    pub(in crate::proxy) fn save(&self, config: &Config) {
         let Some(path) = &config.shadow.evidence else { return };
         let book = lock(&self.book).clone();
         let new = path.with_extension("new");
@@ -276,7 +281,8 @@ pub(in crate::proxy) fn collect(global: &Global) {
             metrics.set(&names::SHADOW_DROPPED, &[reason.into()], n);
         }
     }
-    let (mut rates, mut latencies) = (Vec::new(), Vec::new());
+    let (mut rates, mut latencies, mut deltas) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut outcomes, mut classes) = (Vec::new(), Vec::new());
     let book = lock(&state.book);
     for (name, repository) in &book.repositories {
         let Writes { compared, differed } = repository.writes;
@@ -290,24 +296,26 @@ pub(in crate::proxy) fn collect(global: &Global) {
             continue;
         }
         for (outcome, &n) in Outcome::NAMES.iter().zip(&all.outcomes) {
-            metrics.set(&names::SHADOW_OUTCOMES, &[Value::Configured(name), (*outcome).into()], n);
+            outcomes.push((vec![Value::Configured(name), (*outcome).into()], n));
         }
         for (class, &n) in &all.classes {
-            metrics.set(&names::SHADOW_DIVERGENCES, &[Value::Configured(name), class.name().into()], n);
+            classes.push((vec![Value::Configured(name), class.name().into()], n));
         }
         if let Some((_, upper)) = all.rate() {
             rates.push((vec![Value::Configured(name)], upper));
         }
-        for (quantile, share) in QUANTILES {
-            for side in Side::BOTH {
-                let latency = all.latency[side.index()].quantile(share).unwrap_or_default();
-                let labels = vec![Value::Configured(name), side.into(), quantile.into()];
-                latencies.push((labels, latency.as_secs_f64()));
-            }
+        for side in Side::BOTH {
+            let labels = vec![Value::Configured(name), side.into()];
+            latencies.push((labels, all.latency[side.index()].distribution()));
         }
+        deltas.push((vec![Value::Configured(name)], all.delta.distribution()));
     }
+    // What is forgotten is gone here too.
+    metrics.renew(&names::SHADOW_OUTCOMES, outcomes);
+    metrics.renew(&names::SHADOW_DIVERGENCES, classes);
     metrics.replace(&names::SHADOW_RATE_BOUND, rates);
-    metrics.replace(&names::SHADOW_LATENCY, latencies);
+    metrics.renew_histogram(&names::SHADOW_LATENCY, latencies);
+    metrics.renew_histogram(&names::SHADOW_DELTA, deltas);
 }
 
 /// SHOW SHADOW
@@ -372,8 +380,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Of the gauges of latency.
-const QUANTILES: [(&str, f64); 3] = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)];
 /// `shadow.queue` is below this.
 const MOST_PENDING: usize = 1_000_000;
 /// Bytes of reads that wait.
