@@ -384,7 +384,7 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'crossfade: only the proxy may read write sets';
   END IF;
   IF (length(held) > 1) IS NOT TRUE THEN
-    RETURN ARRAY['', pg_current_xact_id_if_assigned()::text, NULL];
+    RETURN ARRAY[CASE held WHEN '!' THEN '!' ELSE '' END, pg_current_xact_id_if_assigned()::text, NULL];
   END IF;
   collected := ('{' || rtrim(substr(held, 2), ',') || '}')::text[];
   INSERT INTO crossfade.journal (xid, sync, entries) VALUES (pg_current_xact_id(), left(held, 1) = '{', collected)
