@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::tally::Distribution;
+
 /// Counts of durations, in buckets that grow with the duration.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(from = "BTreeMap<u16, u64>", into = "BTreeMap<u16, u64>")]
@@ -38,6 +40,24 @@ impl Latencies {
             new.add(bucket, n.saturating_sub(before));
         }
         new
+    }
+
+    /// The same with a bound for each power of two of a microsecond from 64 µs to 34 s, in seconds: exact but for the sum,
+    /// which is within 3 %.
+    pub fn distribution(&self) -> Distribution {
+        let below = LATENCY_POWERS.map(|power| (seconds(power), self.below(power)));
+        Distribution { below: below.collect(), count: self.total, sum: self.sum() }
+    }
+
+    /// Those below 2^`power` microseconds.
+    fn below(&self, power: u32) -> u64 {
+        self.counts.iter().take(first_of(power)).sum()
+    }
+
+    fn sum(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "counts above 2^53 do not occur")]
+        let of = |(bucket, &n): (usize, &u64)| middle(bucket).as_secs_f64() * n as f64;
+        self.counts.iter().enumerate().map(of).sum()
     }
 
     fn add(&mut self, bucket: usize, n: u64) {
@@ -88,6 +108,15 @@ impl Deltas {
         self.faster.total + self.slower.total
     }
 
+    /// With bounds below 0 for those in which the target was faster; from -4 s to 4 s.
+    pub fn distribution(&self) -> Distribution {
+        let (faster, slower) = (&self.faster, &self.slower);
+        let negative = DELTA_POWERS.rev().map(|power| (-seconds(power), faster.total - faster.below(power)));
+        let positive = DELTA_POWERS.map(|power| (seconds(power), faster.total + slower.below(power)));
+        let below = negative.chain([(0.0, faster.total)]).chain(positive).collect();
+        Distribution { below, count: self.total(), sum: slower.sum() - faster.sum() }
+    }
+
     /// Seconds, negative where the target was faster.
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let place = place(share, self.total())?;
@@ -131,6 +160,16 @@ fn bucket(took: Duration) -> usize {
     bucket.min(BUCKETS - 1)
 }
 
+/// The first bucket of what is 2^`power` microseconds or more.
+fn first_of(power: u32) -> usize {
+    bucket(Duration::from_micros(1 << power))
+}
+
+/// 2^`power` microseconds.
+fn seconds(power: u32) -> f64 {
+    Duration::from_micros(1 << power).as_secs_f64()
+}
+
 fn middle(bucket: usize) -> Duration {
     if bucket < 16 {
         return Duration::from_micros(bucket as u64);
@@ -140,6 +179,10 @@ fn middle(bucket: usize) -> Duration {
     Duration::from_micros((16 + bucket as u64 % 16) * width + width / 2)
 }
 
+/// Of the bounds of [`Latencies::distribution`].
+const LATENCY_POWERS: std::ops::Range<u32> = 6..26;
+/// Of those of [`Deltas::distribution`].
+const DELTA_POWERS: std::ops::Range<u32> = 7..23;
 /// Up to an hour and a bit.
 const BUCKETS: usize = 16 * 29;
 
@@ -173,6 +216,27 @@ mod tests {
         }
         let kept: Latencies = serde_json::from_str(&serde_json::to_string(&latencies).unwrap()).unwrap();
         assert_eq!(kept, latencies);
+    }
+
+    #[test]
+    fn distributions_are_exact() {
+        let (mut latencies, mut deltas) = (Latencies::default(), Deltas::default());
+        for micros in [1, 63, 64, 127, 128, 1_023, 1_024, 40_000_000] {
+            let took = Duration::from_micros(micros);
+            latencies.record(took);
+            deltas.record(Duration::ZERO, took);
+            deltas.record(took, Duration::ZERO);
+        }
+        let found = latencies.distribution();
+        let below = |bound: f64| found.below.iter().find(|(b, _)| (b - bound).abs() < 1e-9).unwrap().1;
+        assert_eq!([0.000_064, 0.000_128, 0.000_256, 0.001_024, 33.554_432].map(below), [2, 4, 5, 6, 7]);
+        assert!(found.count == 8 && (found.sum - 40.0).abs() < 1.3, "{found:?}");
+
+        let found = deltas.distribution();
+        let below = |bound: f64| found.below.iter().find(|(b, _)| (b - bound).abs() < 1e-9).unwrap().1;
+        assert_eq!([-0.001_024, -0.000_128, 0.0, 0.000_128, 0.001_024].map(below), [2, 4, 8, 12, 14]);
+        assert!(found.count == 16 && found.sum.abs() < 1e-9, "{found:?}");
+        assert!(found.below.is_sorted(), "{found:?}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::{
 
 use super::{
     process,
-    tally::{BUCKETS, Count, Series, Times},
+    tally::{BUCKETS, Count, Distribution, Series, Times},
 };
 use crate::{Side, route::policy::Policy};
 
@@ -121,6 +121,7 @@ declare! {
     RECOVERED: Counter "crossfade_recovered_transactions_total" ["outcome"] "Transactions in doubt that this process looked after, by outcome.";
     IN_DOUBT_WAITS: Counter "crossfade_in_doubt_waits_total" ["backend"] "Looks that found a transaction waiting for one in doubt on this backend: recovery is told to look at once.";
     DEADLOCKS: Counter "crossfade_deadlocks_total" ["outcome"] "Deadlocks over both databases that this process found, by what became of them: `broken`, `elsewhere`.";
+    MIRROR_LEAD: Gauge "crossfade_mirror_lead" ["repository", "backend"] "1 on the side that leads the writes of a mirrored repository now, else 0. Absent while neither side can be asked.";
     LEAD_MOVES: Counter "crossfade_lead_moves_total" ["outcome"] "Attempts of this process to move the lead of a repository's writes: `moved`, `waited` for others and tries again, `failed`.";
     SHADOW_READS: Counter "crossfade_shadow_reads_total" ["repository", "state"] "Reads that may be executed on the other side as well (`eligible`), and those that were to be (`sampled`).";
     SHADOW_SKIPPED: Counter "crossfade_shadow_skipped_total" ["repository", "reason"] "Reads that may not be executed twice, and why.";
@@ -128,7 +129,8 @@ declare! {
     SHADOW_OUTCOMES: Counter "crossfade_shadow_comparisons_total" ["repository", "outcome"] "Comparisons of both sides' answers, by what came of them.";
     SHADOW_DIVERGENCES: Counter "crossfade_shadow_divergences_total" ["repository", "class"] "Divergences by what differs.";
     SHADOW_RATE_BOUND: Gauge "crossfade_shadow_divergence_rate_upper_bound" ["repository"] "95 % upper bound of the share of reads that diverge; 0 of n is not 0.";
-    SHADOW_LATENCY: Gauge "crossfade_shadow_latency_seconds" ["repository", "backend", "quantile"] "Latency of the reads that were executed on both sides.";
+    SHADOW_LATENCY: Histogram "crossfade_shadow_latency_seconds" ["repository", "backend"] "Latency of the reads that were executed on both sides.";
+    SHADOW_DELTA: Histogram "crossfade_shadow_delta_seconds" ["repository"] "Latency on the target minus that on the source, of the same read: below 0 the target was faster.";
     SHADOW_QUEUE: Gauge "crossfade_shadow_queue" [] "Reads that wait for their second execution now.";
     PROCESS_CPU: Counter "process_cpu_seconds_total" [] "User and system CPU time of the process.";
     PROCESS_RSS: Gauge "process_resident_memory_bytes" [] "Resident memory of the process.";
@@ -179,6 +181,7 @@ type Rows = BTreeMap<Labels, f64>;
 pub struct Metrics {
     gauges: Mutex<BTreeMap<&'static str, Rows>>,
     series: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Series>>>,
+    distributions: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Distribution>>>,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -241,6 +244,21 @@ impl Metrics {
         lock(&self.series).insert(metric.name, series);
     }
 
+    /// The same of a histogram.
+    pub fn renew_histogram<'a>(
+        &self,
+        metric: &'static Metric,
+        rows: impl IntoIterator<Item = (Vec<Value<'a>>, Distribution)>,
+    ) {
+        debug_assert_eq!(metric.kind, Kind::Histogram, "{}", metric.name);
+        let rows = rows.into_iter().map(|(labels, found)| {
+            debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+            (labels.iter().map(|l| l.text()).collect(), found)
+        });
+        let rows = rows.collect();
+        lock(&self.distributions).insert(metric.name, rows);
+    }
+
     fn with<R>(&self, metric: &'static Metric, labels: &[Value<'_>], f: impl FnOnce(&mut Series) -> R) -> R {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
         debug_assert!(closed::knows(metric, labels), "{}: {labels:?}", metric.name);
@@ -298,6 +316,9 @@ impl Metrics {
                 Kind::Counter | Kind::Histogram => {
                     if let Some(rows) = lock(&self.series).get(metric.name) {
                         write_series(&mut out, metric, rows);
+                    }
+                    if let Some(rows) = lock(&self.distributions).get(metric.name) {
+                        write_distributions(&mut out, metric, rows);
                     }
                 }
             }
@@ -360,6 +381,19 @@ fn write_series(out: &mut String, metric: &Metric, rows: &BTreeMap<Labels, Serie
         }
         write_row(out, metric, "_sum", labels, None, &Duration::from_nanos(*nanos).as_secs_f64());
         write_row(out, metric, "_count", labels, None, &count);
+    }
+    out.push('\n');
+}
+
+fn write_distributions(out: &mut String, metric: &Metric, rows: &BTreeMap<Labels, Distribution>) {
+    write_head(out, metric);
+    for (labels, found) in rows {
+        for (bound, n) in &found.below {
+            write_row(out, metric, "_bucket", labels, Some(&bound.to_string()), n);
+        }
+        write_row(out, metric, "_bucket", labels, Some("+Inf"), &found.count);
+        write_row(out, metric, "_sum", labels, None, &found.sum);
+        write_row(out, metric, "_count", labels, None, &found.count);
     }
     out.push('\n');
 }

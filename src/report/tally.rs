@@ -76,6 +76,17 @@ fn add(cell: &AtomicU64, n: u64) {
     cell.store(cell.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
+/// A histogram that somebody else keeps.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Distribution {
+    /// Upper bounds, rising, and how many values are below each.
+    pub below: Vec<(f64, u64)>,
+    /// All values.
+    pub count: u64,
+    /// Their sum.
+    pub sum: f64,
+}
+
 /// All writers of one set of labels, and what those that are gone have counted.
 #[derive(Debug, Default)]
 pub struct Series {

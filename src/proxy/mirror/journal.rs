@@ -251,9 +251,7 @@ pub(in crate::proxy) fn collect(global: &Global) {
     for (outcome, n) in state.recovered {
         metrics.set(&names::RECOVERED, &[outcome.into()], n);
     }
-    for (outcome, n) in global.mirrored.leads.moves() {
-        metrics.set(&names::LEAD_MOVES, &[outcome.into()], n);
-    }
+    lead::collect(global);
     let waits = &global.mirrored.waits;
     for (outcome, n) in waits.deadlocks().into_iter().filter(|(_, n)| *n > 0) {
         metrics.set(&names::DEADLOCKS, &[outcome.into()], n);

@@ -20,7 +20,8 @@ use crate::{
         session::Session,
     },
     proxy::global::Global,
-    route::policy::{Policy, Repository, Share},
+    report::metrics::{self as names, Value},
+    route::policy::{Mode, Policy, Repository, Share},
 };
 
 /// What is known of leads. Cheap to read, on any thread.
@@ -54,6 +55,30 @@ impl Default for Leads {
             looks: [watch::Sender::new(0), watch::Sender::new(0)],
             wanted: Default::default(),
         }
+    }
+}
+
+/// Sets the metrics of leads.
+pub(super) fn collect(global: &Global) {
+    let (leads, metrics) = (&global.mirrored.leads, &global.metrics);
+    let policy = &global.live.get().policy;
+    let mirrored = policy.repositories.iter().filter(|r| r.mirror.mode != Mode::Off);
+    let rows = mirrored.flat_map(|repository| {
+        let leading = match leads.in_force(&repository.name) {
+            InForce::Unknown => return Vec::new(),
+            InForce::Side(lead) => Side::BOTH.map(|side| side == lead),
+            InForce::Nobody => [false; 2],
+            InForce::Both => [true; 2],
+        };
+        let row = |side: Side| {
+            let leads = f64::from(u8::from(leading[side.index()]));
+            (vec![Value::Configured(&repository.name), side.into()], leads)
+        };
+        Side::BOTH.map(row).to_vec()
+    });
+    metrics.replace(&names::MIRROR_LEAD, rows);
+    for (outcome, n) in leads.moves() {
+        metrics.set(&names::LEAD_MOVES, &[outcome.into()], n);
     }
 }
 

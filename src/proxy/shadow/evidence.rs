@@ -276,7 +276,7 @@ pub(in crate::proxy) fn collect(global: &Global) {
             metrics.set(&names::SHADOW_DROPPED, &[reason.into()], n);
         }
     }
-    let (mut rates, mut latencies) = (Vec::new(), Vec::new());
+    let (mut rates, mut latencies, mut deltas) = (Vec::new(), Vec::new(), Vec::new());
     let (mut outcomes, mut classes) = (Vec::new(), Vec::new());
     let book = lock(&state.book);
     for (name, repository) in &book.repositories {
@@ -290,19 +290,18 @@ pub(in crate::proxy) fn collect(global: &Global) {
         if let Some((_, upper)) = all.rate() {
             rates.push((vec![Value::Configured(name)], upper));
         }
-        for (quantile, share) in QUANTILES {
-            for side in Side::BOTH {
-                let latency = all.latency[side.index()].quantile(share).unwrap_or_default();
-                let labels = vec![Value::Configured(name), side.into(), quantile.into()];
-                latencies.push((labels, latency.as_secs_f64()));
-            }
+        for side in Side::BOTH {
+            let labels = vec![Value::Configured(name), side.into()];
+            latencies.push((labels, all.latency[side.index()].distribution()));
         }
+        deltas.push((vec![Value::Configured(name)], all.delta.distribution()));
     }
     // What is forgotten is gone here too.
     metrics.renew(&names::SHADOW_OUTCOMES, outcomes);
     metrics.renew(&names::SHADOW_DIVERGENCES, classes);
     metrics.replace(&names::SHADOW_RATE_BOUND, rates);
-    metrics.replace(&names::SHADOW_LATENCY, latencies);
+    metrics.renew_histogram(&names::SHADOW_LATENCY, latencies);
+    metrics.renew_histogram(&names::SHADOW_DELTA, deltas);
 }
 
 /// SHOW SHADOW
@@ -366,8 +365,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Of the gauges of latency.
-const QUANTILES: [(&str, f64); 3] = [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)];
 /// `shadow.queue` is below this.
 const MOST_PENDING: usize = 1_000_000;
 /// Bytes of reads that wait.
