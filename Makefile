@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-page test lint rules bench bench-mirror bench-shadow drivers chaos fuzz
+.PHONY: help setup build demo demo-page test lint rules bench bench-mirror bench-shadow drivers chaos shadow-soak fuzz
 
 help:    ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,12 @@ drivers: ## real client libraries through the proxy, the long form
 chaos:   ## clients write while proxies, servers and connections die: CHAOS_SECONDS (120) a mode, CHAOS_MODE (all)
 	tools/setup
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test sim -- --nocapture --test-threads=1
+
+shadow-soak: ## SHADOW_COMPARISONS (100000) beside hot writes, SHADOW_PLANTED (1000) differences, one result of SHADOW_ROWS (10000000)
+	tools/setup
+	cargo build --release --locked --bin crossfade
+	SHADOW_COMPARISONS=$${SHADOW_COMPARISONS:-100000} SHADOW_PLANTED=$${SHADOW_PLANTED:-1000} SHADOW_ROWS=$${SHADOW_ROWS:-10000000} \
+	CROSSFADE_BIN="$$PWD/target/release/crossfade" cargo test --locked --test it shadow_soak:: -- --nocapture --test-threads=1
 
 fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; guided by coverage where cargo-fuzz and a nightly toolchain are
 	tools/setup

@@ -22,5 +22,6 @@ mod page;
 mod reload;
 mod security;
 mod shadow;
+mod shadow_soak;
 mod support;
 mod tenants;
