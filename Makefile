@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-page test lint rules bench bench-mirror drivers chaos fuzz
+.PHONY: help setup build demo demo-page test lint rules bench bench-mirror drivers chaos shadow-soak fuzz
 
 help:    ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ drivers: ## real client libraries through the proxy, the long form
 chaos:   ## clients write while proxies, servers and connections die: CHAOS_SECONDS (120) a mode, CHAOS_MODE (all)
 	tools/setup
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test sim -- --nocapture --test-threads=1
+
+shadow-soak: ## SHADOW_COMPARISONS (100000) of rows that 8 clients write, SHADOW_PLANTED (1000) differences among them
+	tools/setup
+	cargo build --release --locked --bin crossfade
+	SHADOW_COMPARISONS=$${SHADOW_COMPARISONS:-100000} SHADOW_PLANTED=$${SHADOW_PLANTED:-1000} \
+	CROSSFADE_BIN="$$PWD/target/release/crossfade" cargo test --locked --test it shadow_soak -- --nocapture
 
 fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; guided by coverage where cargo-fuzz and a nightly toolchain are
 	tools/setup

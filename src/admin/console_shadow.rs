@@ -7,7 +7,7 @@ use super::{
     },
     snapshot::{Divergence, Figures, QueryRow},
 };
-use crate::shadow::Outcome;
+use crate::{report::divergence::Writes, shadow::Outcome};
 
 /// SHOW SHADOW: one for each repository, one for each application of it, and one for each reason to drop a read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,6 +26,8 @@ pub struct ShadowRow {
     pub stats: Figures,
     /// Why reads were not executed twice, and how many.
     pub skipped: String,
+    /// Mirrored transactions.
+    pub writes: Option<Writes>,
 }
 
 pub(super) const SHADOW: &[(&str, Type)] = &[
@@ -51,6 +53,8 @@ pub(super) const SHADOW: &[(&str, Type)] = &[
     ("delta_ms_p50", Float8),
     ("delta_ms_p99", Float8),
     ("skipped", Text),
+    ("writes_compared", Int8),
+    ("writes_differed", Int8),
 ];
 
 pub(super) const QUERIES: &[(&str, Type)] = &[
@@ -111,6 +115,8 @@ impl ToCells for ShadowRow {
             .map(Cell::from),
         );
         cells.push(self.skipped.into());
+        cells.push(self.writes.map(|w| w.compared).into());
+        cells.push(self.writes.map(|w| w.differed).into());
         cells
     }
 }

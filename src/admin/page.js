@@ -98,6 +98,8 @@ function repository(r) {
     ["mirror", r.mirror, of("mirror")],
     ["statements (source / target)", `${count(r.queries.source)} / ${count(r.queries.target)}`],
     ["errors (source / target)", `${count(r.errors.source)} / ${count(r.errors.target)}`],
+    ...(r.writes.compared > 0 ? [["mirrored writes compared", count(r.writes.compared), of("writes_compared")],
+      ["rows not as expected there", count(r.writes.differed), of("writes_differed"), r.writes.differed > 0 ? "bad" : ""]] : []),
   ]);
   const moving = r.lead_wanted ? h("p", { class: "warn" }, `the lead moves to ${r.lead_wanted}${r.lead_waits_for ? ": " + r.lead_waits_for : ""}`) : null;
   const parts = [h("h2", {}, name), h("p", { class: "soft" }, r.tables.join(", ")), state, moving];

@@ -8,7 +8,7 @@ use super::{console_rows::JournalRow, http::BackendState};
 use crate::{
     Side,
     report::{
-        divergence::{Query, Sample, Stats},
+        divergence::{Query, Sample, Stats, Writes},
         history::Point,
         latency::{Deltas, Latencies},
     },
@@ -90,6 +90,8 @@ pub struct Repository {
     pub coverage: Coverage,
     /// All its comparisons.
     pub stats: Figures,
+    /// Mirrored transactions, by whether the follower had the rows that it should.
+    pub writes: Writes,
     /// The same by `application_name`.
     pub applications: BTreeMap<String, Figures>,
     /// Its last hour, oldest first.

@@ -15,6 +15,7 @@ use crate::{
         snapshot::{Figures, Quantiles, Snapshot},
     },
     config::reload,
+    report::divergence::Writes,
 };
 
 /// Comparisons were made, and none diverged.
@@ -177,6 +178,7 @@ fn table(snapshot: &Snapshot) -> String {
         let reasons: Vec<_> = snapshot.dropped.iter().map(|(reason, n)| format!("{reason} {n}")).collect();
         let _ = writeln!(text, "\nDropped shadow reads: {}", reasons.join(", "));
     }
+    written(snapshot, &mut text);
     differences(snapshot, &mut text);
     slower(snapshot, &mut text);
     text
@@ -198,6 +200,17 @@ fn row(repository: &str, application: &str, f: &Figures) -> Vec<String> {
         pair(&f.latency_ms.target),
         pair(&f.delta_ms),
     ]
+}
+
+fn written(snapshot: &Snapshot, text: &mut String) {
+    let all = || snapshot.repositories.iter().filter(|r| r.writes.compared > 0);
+    if all().next().is_some() {
+        text.push_str("\nMirrored transactions, by whether the follower had the rows that it should:\n");
+    }
+    for repository in all() {
+        let Writes { compared, differed } = repository.writes;
+        let _ = writeln!(text, "  {}: {compared} compared, {differed} different", repository.name);
+    }
 }
 
 fn differences(snapshot: &Snapshot, text: &mut String) {

@@ -1,6 +1,6 @@
 //! A write set as statements for the follower, with what each must hit. Pure.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use super::{
     apply::{Statements, TableMeta, key_columns, parse_record},
@@ -16,6 +16,8 @@ pub struct Destination {
     pub statements: Statements,
     /// Names that the statements are prepared under: others once the table has changed.
     pub names: Names,
+    /// An upsert answers whether the row is new.
+    tells: bool,
 }
 
 /// Names of prepared statements on the follower.
@@ -37,7 +39,13 @@ impl Destination {
             insert: name("insert"),
             truncate: name("truncate"),
         };
-        Self { statements: Statements::of(&meta), names, meta }
+        let mut statements = Statements::of(&meta);
+        // A row that was put over another one has the deleter's mark. Rows that are routed to a partition do not say.
+        let tells = statements.upsert.contains(" DO UPDATE SET ") && !meta.partitioned;
+        if tells {
+            statements.upsert += RETURNING_NEW;
+        }
+        Self { meta, statements, names, tells }
     }
 }
 
@@ -52,6 +60,43 @@ pub struct Call<'a> {
     pub parameters: Vec<Option<Cow<'a, [u8]>>>,
     /// A row that was there must be hit: one that is not is either in doubt there or was never copied.
     pub must_hit: bool,
+    /// [`TableMeta::number`]
+    pub table: i32,
+    /// Whether the row was there on the lead: so it must have been here. `None`: the answer does not say.
+    pub was_there: Option<bool>,
+}
+
+/// What answers say of the rows that were there before, by [`TableMeta::number`].
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Tables of which something was said.
+    pub compared: BTreeSet<i32>,
+    /// Those of which the follower did not have the rows that the lead had, or had others.
+    pub differed: BTreeSet<i32>,
+}
+
+impl Counts {
+    /// The answer to `call`; `fresh`: whether the row is new there, as a DataRow's body says it.
+    pub fn add(&mut self, call: &Call<'_>, fresh: Option<&[u8]>) {
+        let found = match fresh {
+            Some(b"\0\x01\0\0\0\x01t") => false,
+            Some(b"\0\x01\0\0\0\x01f") => true,
+            _ => return,
+        };
+        let Some(was_there) = call.was_there else { return };
+        self.compared.insert(call.table);
+        if found != was_there {
+            self.differed.insert(call.table);
+        }
+    }
+
+    /// A row of this table had to be hit, and was or was not.
+    pub fn hit(&mut self, table: i32, hit: bool) {
+        self.compared.insert(table);
+        if !hit {
+            self.differed.insert(table);
+        }
+    }
 }
 
 /// How rows are put in place.
@@ -82,6 +127,8 @@ pub fn batch<'a>(
 ) -> Result<Vec<Call<'a>>, Unfit> {
     let (mut first, mut out, mut into) = (Vec::new(), Vec::new(), Vec::new());
     for change in &set.changes {
+        // After a TRUNCATE of the same transaction nothing is left to hit.
+        let truncated = || set.changes.iter().any(|c| c.table == change.table && c.key.is_none());
         let table = tables(change.table).ok_or(Unfit::Table(change.table))?;
         match (&change.key, &change.image) {
             (None, None) => first.push(Call {
@@ -89,16 +136,18 @@ pub fn batch<'a>(
                 sql: &table.statements.truncate,
                 parameters: Vec::new(),
                 must_hit: false,
+                table: change.table,
+                was_there: None,
             }),
             (None, Some(image)) => into.push(Call {
                 name: &table.names.insert,
                 sql: &table.statements.insert,
                 parameters: record(table, image)?,
                 must_hit: false,
+                table: change.table,
+                was_there: None,
             }),
             (Some(key), None) => {
-                // After a TRUNCATE of the same transaction nothing is left to hit.
-                let truncated = || set.changes.iter().any(|c| c.table == change.table && c.key.is_none());
                 out.push(delete(table, key, change.existed() && !truncated())?);
             }
             (Some(key), Some(image)) => {
@@ -110,6 +159,9 @@ pub fn batch<'a>(
                     sql: &table.statements.upsert,
                     parameters: record(table, image)?,
                     must_hit: false,
+                    table: change.table,
+                    was_there: (table.tells && order == Order::Plain && !truncated())
+                        .then(|| change.existed()),
                 });
             }
         }
@@ -127,13 +179,17 @@ pub fn has_whole_rows(set: &WriteSet) -> bool {
 fn delete<'a>(table: &'a Destination, key: &'a [u8], must_hit: bool) -> Result<Call<'a>, Unfit> {
     let columns = key_columns(key, table.meta.key_columns.len()).ok_or(Unfit::Row(table.meta.number))?;
     let parameters = columns.into_iter().map(Some).collect();
-    Ok(Call { name: &table.names.delete, sql: &table.statements.delete, parameters, must_hit })
+    let (name, sql) = (&table.names.delete, &table.statements.delete);
+    Ok(Call { name, sql, parameters, must_hit, table: table.meta.number, was_there: None })
 }
 
 fn record<'a>(table: &'a Destination, image: &'a [u8]) -> Result<Vec<Option<Cow<'a, [u8]>>>, Unfit> {
     let columns = parse_record(image);
     if columns.len() == table.meta.columns.len() { Ok(columns) } else { Err(Unfit::Row(table.meta.number)) }
 }
+
+/// Rows of the follower are new or were there before.
+const RETURNING_NEW: &str = " RETURNING xmax OPERATOR(pg_catalog.=) 0";
 
 #[cfg(test)]
 mod tests {
@@ -198,6 +254,36 @@ mod tests {
         let emptied =
             set(&[(5, "T", None, None), (5, "D", Some("3"), None), (5, "I", Some("4"), Some("(4,)"))]);
         check(&emptied, Plain, &["truncate_5()", "delete_5(3)", "upsert_5(4,NULL)"]);
+    }
+
+    #[test]
+    fn counts_are_of_what_was_there() {
+        let tables = [table(5, &["a"]), table(7, &[])];
+        let (new, old): (&[u8], &[u8]) = (b"\0\x01\0\0\0\x01t", b"\0\x01\0\0\0\x01f");
+        let said = |operations, fresh: Option<&[u8]>, order| {
+            let set = set(&[(5, operations, Some("1"), Some("(1,x)"))]);
+            let calls = batch(&set, |n| tables.iter().find(|t| t.meta.number == n), order).unwrap();
+            let mut counts = Counts::default();
+            counts.add(calls.last().unwrap(), fresh);
+            counts.compared.contains(&5).then(|| !counts.differed.contains(&5))
+        };
+        for (operations, fresh, order, expected) in [
+            ("I", Some(new), Order::Plain, Some(true)),
+            ("I", Some(old), Order::Plain, Some(false)), // a row too many
+            ("U", Some(old), Order::Plain, Some(true)),
+            ("U", Some(new), Order::Plain, Some(false)), // a row too few
+            ("DI", Some(old), Order::Plain, Some(true)),
+            ("U", None, Order::Plain, None),
+            ("U", Some(new), Order::OutThenIn, None),
+        ] {
+            assert_eq!(said(operations, fresh, order), expected, "{operations}");
+        }
+        let silent = |set: &WriteSet| {
+            let calls = batch(set, |n| tables.iter().find(|t| t.meta.number == n), Order::Plain);
+            calls.unwrap().iter().all(|call| call.was_there.is_none())
+        };
+        assert!(silent(&set(&[(5, "T", None, None), (5, "U", Some("1"), Some("(1,x)"))])));
+        assert!(silent(&set(&[(7, "R", None, Some("(1,2)"))])));
     }
 
     #[test]

@@ -95,6 +95,7 @@ fn figures(repository: &mut Repository, book: &Book) {
     let Some(found) = book.repositories.get(&repository.name) else { return };
     let of = |(name, stats): (&String, &Stats)| (name.clone(), Figures::of(stats, false));
     repository.stats = Figures::of(&found.all, true);
+    repository.writes = found.writes;
     repository.applications = found.applications.iter().map(of).collect();
 }
 

@@ -88,7 +88,7 @@ pub struct Repository {
 pub struct Writes {
     /// Transactions whose row counts were looked at.
     pub compared: u64,
-    /// Those in which the follower did not have the rows that it should.
+    /// Those in which the follower did not have the rows that it should, or had others.
     pub differed: u64,
 }
 
@@ -227,10 +227,13 @@ impl Book {
         }
     }
 
-    /// A mirrored transaction was applied; `differed`: rows were not on the follower that should have been.
+    /// A mirrored transaction was applied; `differed`: the follower did not have the rows that it should, or had others.
     pub fn record_write(&mut self, repository: &str, differed: bool) {
         self.version = VERSION;
-        let writes = &mut self.repositories.entry(repository.to_owned()).or_default().writes;
+        if !self.repositories.contains_key(repository) {
+            self.repositories.insert(repository.to_owned(), Repository::default());
+        }
+        let Some(Repository { writes, .. }) = self.repositories.get_mut(repository) else { return };
         writes.compared += 1;
         writes.differed += u64::from(differed);
     }

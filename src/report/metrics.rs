@@ -123,6 +123,7 @@ declare! {
     DEADLOCKS: Counter "crossfade_deadlocks_total" ["outcome"] "Deadlocks over both databases that this process found, by what became of them: `broken`, `elsewhere`.";
     MIRROR_LEAD: Gauge "crossfade_mirror_lead" ["repository", "backend"] "1 on the side that leads the writes of a mirrored repository now, else 0. Absent while neither side can be asked.";
     LEAD_MOVES: Counter "crossfade_lead_moves_total" ["outcome"] "Attempts of this process to move the lead of a repository's writes: `moved`, `waited` for others and tries again, `failed`.";
+    MIRROR_WRITES_COMPARED: Counter "crossfade_mirror_writes_compared_total" ["repository", "outcome"] "Mirrored transactions by whether the follower had the rows that it should before (`equal`) or not (`different`).";
     SHADOW_READS: Counter "crossfade_shadow_reads_total" ["repository", "state"] "Reads that may be executed on the other side as well (`eligible`), and those that were to be (`sampled`).";
     SHADOW_SKIPPED: Counter "crossfade_shadow_skipped_total" ["repository", "reason"] "Reads that may not be executed twice, and why.";
     SHADOW_DROPPED: Counter "crossfade_shadow_dropped_total" ["reason"] "Sampled reads that were not compared, and why.";

@@ -3,6 +3,9 @@
 //! A row that changes all the time may differ in every look, but never twice in the same way. So a divergence is what
 //! is different *in the same way* in several looks in a row: the same values in the same row, the same row missing.
 //! And where no cell and no row was different in all looks, nothing is: what differed was on its way.
+//!
+//! A flag that is switched all the time has two values only, and may well be seen in the same way a few times in a row. So
+//! the follower must be known to have all writes in one of the looks, or many looks more have to agree.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,15 +24,33 @@ use crate::compare::{
 pub struct Schedule {
     /// Waits before the first looks; later ones wait as long as the last.
     pub waits: Vec<Duration>,
-    /// So many looks in a row must show the same difference.
+    /// So many looks in a row must show the same difference, one of them at a follower that is [`Follower::Level`].
     pub agree: usize,
-    /// After so many looks nobody can say.
+    /// So many, when it never was.
+    pub sure: usize,
+    /// The wait before those that are many.
+    pub press: Duration,
+    /// After so many looks of which not even [`Schedule::agree`] agree nobody can say.
     pub most: usize,
+}
+
+/// What the follower was while both sides were asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Follower {
+    /// It had what the lead has, all the time. Of what is not mirrored this is believed.
+    Level,
+    /// Writes were on their way to it.
+    Moving,
+    /// One is on its way since before the last look: what differs now need not be more than what differed then.
+    Stuck,
+    /// It is known to lack writes, or nothing is known.
+    Behind,
 }
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { waits: [20, 100, 1_000].map(Duration::from_millis).into(), agree: 3, most: 8 }
+        let waits = [20, 100, 1_000].map(Duration::from_millis).into();
+        Self { waits, agree: 3, sure: 12, press: Duration::from_millis(50), most: 8 }
     }
 }
 
@@ -60,6 +81,8 @@ pub struct Suspicion {
     since: Duration,
     looks: usize,
     agreed: usize,
+    /// One of those that agree was at a follower that was level.
+    proven: bool,
     /// What all looks that agree have in common, by mark.
     common: BTreeMap<u64, Difference>,
     /// Cells and rows that were different in all looks, whatever their values.
@@ -78,6 +101,7 @@ impl Suspicion {
             since: now,
             looks,
             agreed,
+            proven: false,
             common: BTreeMap::new(),
             places: None,
             focus: None,
@@ -88,8 +112,8 @@ impl Suspicion {
         (suspicion, step)
     }
 
-    /// Both sides were asked again. `behind`: meanwhile the follower was known to lack writes.
-    pub fn look(&mut self, found: Found, behind: bool, now: Duration) -> Step {
+    /// Both sides were asked again.
+    pub fn look(&mut self, found: Found, follower: Follower, now: Duration) -> Step {
         self.looks += 1;
         match found {
             Found::Same => return Step::Done(Outcome::Transient(now.saturating_sub(self.since))),
@@ -103,19 +127,25 @@ impl Suspicion {
             Found::Differ(differences) if self.is_elsewhere(&differences) => {
                 return Step::Done(Outcome::Transient(now.saturating_sub(self.since)));
             }
-            Found::Differ(_) if behind => {
-                self.last = Some(Why::Behind);
-                self.agreed = 0;
-            }
-            Found::Differ(differences) => self.add(differences),
+            Found::Differ(differences) => match follower {
+                Follower::Level | Follower::Moving => self.add(differences, follower),
+                Follower::Stuck => self.last = Some(Why::Behind),
+                Follower::Behind => {
+                    self.last = Some(Why::Behind);
+                    self.agreed = 0;
+                }
+            },
         }
-        if self.agreed >= self.schedule.agree {
+        let Schedule { agree, sure, press, most, .. } = self.schedule;
+        if self.agreed >= sure || self.agreed >= agree && self.proven {
             return Step::Twice(self.focus.clone());
         }
-        if self.looks >= self.schedule.most {
+        let pressing = self.agreed >= agree;
+        if self.looks >= if pressing { most + 2 * sure } else { most } {
             return Step::Done(Outcome::Indeterminate(self.last.unwrap_or(Why::Restless)));
         }
-        Step::Look(self.schedule.wait(self.looks), self.focus.clone())
+        let wait = if pressing { press } else { self.schedule.wait(self.looks) };
+        Step::Look(wait, self.focus.clone())
     }
 
     /// Notes where the answers differ; `true` when that is nowhere that they differed in all looks before.
@@ -134,7 +164,7 @@ impl Suspicion {
         nowhere
     }
 
-    fn add(&mut self, differences: Vec<Difference>) {
+    fn add(&mut self, differences: Vec<Difference>, follower: Follower) {
         let mut new: BTreeMap<u64, Difference> = differences.into_iter().map(|d| (d.mark, d)).collect();
         if self.agreed > 0 && new.keys().any(|mark| self.common.contains_key(mark)) {
             new.retain(|mark, _| self.common.contains_key(mark));
@@ -142,8 +172,10 @@ impl Suspicion {
         } else {
             // Nothing is as it was: the first of a new row.
             self.agreed = 1;
+            self.proven = false;
             self.last = Some(Why::Restless);
         }
+        self.proven |= follower == Follower::Level;
         self.common = new;
     }
 
@@ -231,7 +263,7 @@ mod tests {
                 Step::Look(wait, _) => {
                     now += wait;
                     waits.push(wait.as_millis().to_string());
-                    suspicion.look(looks.next().expect("a look more").clone(), false, now)
+                    suspicion.look(looks.next().expect("a look more").clone(), Follower::Level, now)
                 }
                 Step::Twice(_) => {
                     Step::Done(suspicion.clone().noise(&Found::Same, 1, &[], &mut Noise::default(), now))
@@ -310,21 +342,54 @@ mod tests {
     fn while_the_follower_is_behind_nothing_is_a_divergence() {
         let (mut suspicion, _) = Suspicion::new(Schedule::default(), true, ms(0));
         for look in 1..8 {
-            assert!(matches!(suspicion.look(differ(&[1]), true, ms(look)), Step::Look(..)));
+            assert!(matches!(suspicion.look(differ(&[1]), Follower::Behind, ms(look)), Step::Look(..)));
         }
-        let last = suspicion.look(differ(&[1]), true, ms(9));
+        let last = suspicion.look(differ(&[1]), Follower::Behind, ms(9));
         assert_eq!(last, Step::Done(Outcome::Indeterminate(Why::Behind)));
+    }
+
+    /// A flag that is switched all the time is not taken for one that differs; one that does differ is found all the same.
+    #[test]
+    fn while_writes_are_on_their_way_more_looks_must_agree() {
+        let play = |looks: &[(Follower, u64)]| {
+            let (mut suspicion, _) = Suspicion::new(Schedule::default(), true, ms(0));
+            let steps: Vec<Step> = looks
+                .iter()
+                .map(|&(follower, mark)| suspicion.look(differ(&[mark]), follower, ms(1)))
+                .collect();
+            match steps.last() {
+                Some(Step::Look(wait, _)) => format!("look {}", wait.as_millis()),
+                Some(Step::Twice(_)) => format!("found in {}", steps.len()),
+                Some(Step::Done(outcome)) => format!("{} in {}", outcome.name(), steps.len()),
+                None => String::new(),
+            }
+        };
+        let (level, moving, stuck) = (Follower::Level, Follower::Moving, Follower::Stuck);
+        assert_eq!(play(&[(moving, 1); 3]), "look 50");
+        assert_eq!(play(&[(moving, 1); 11]), "look 50");
+        assert_eq!(play(&[(moving, 1); 12]), "found in 12");
+        assert_eq!(play(&[[(moving, 1); 2], [(level, 1); 2]].concat()[..3]), "found in 3");
+        assert_eq!(play(&[&[(moving, 1); 5][..], &[(level, 1)]].concat()), "found in 6");
+        // What was seen of a level follower was another difference.
+        assert_eq!(play(&[&[(level, 2)][..], &[(moving, 1); 3]].concat()), "look 50");
+        assert_eq!(play(&[&[(moving, 1); 9][..], &[(moving, 2)]].concat()), "indeterminate in 10");
+        assert_eq!(play(&[(stuck, 1); 8]), "indeterminate in 8");
+        assert_eq!(play(&[&[(moving, 1); 4][..], &[(stuck, 1); 20]].concat()), "look 50");
+        assert_eq!(play(&[&[(moving, 1); 4][..], &[(stuck, 1); 20], &[(level, 1)]].concat()), "found in 25");
     }
 
     #[test]
     fn a_side_that_does_not_answer_is_asked_again() {
         let (mut suspicion, _) = Suspicion::new(Schedule::default(), true, ms(0));
-        let _ = suspicion.look(differ(&[1]), false, ms(1));
+        let _ = suspicion.look(differ(&[1]), Follower::Level, ms(1));
         assert!(matches!(suspicion.unanswered(), Step::Look(wait, _) if wait == ms(1_000)));
         for _ in 0..2 {
-            assert!(matches!(suspicion.look(differ(&[1]), false, ms(2)), Step::Look(..)), "three in a row");
+            assert!(
+                matches!(suspicion.look(differ(&[1]), Follower::Level, ms(2)), Step::Look(..)),
+                "three in a row"
+            );
         }
-        assert!(matches!(suspicion.look(differ(&[1]), false, ms(3)), Step::Twice(_)));
+        assert!(matches!(suspicion.look(differ(&[1]), Follower::Level, ms(3)), Step::Twice(_)));
     }
 
     #[test]
@@ -333,7 +398,7 @@ mod tests {
         let mut end = |found: &[Difference], within: &Found, key: &[&str]| {
             let (mut suspicion, _) = Suspicion::new(Schedule::default(), true, ms(0));
             for look in 0..3 {
-                let _ = suspicion.look(Found::Differ(found.to_vec()), false, ms(look));
+                let _ = suspicion.look(Found::Differ(found.to_vec()), Follower::Level, ms(look));
             }
             let key: Vec<String> = key.iter().map(ToString::to_string).collect();
             match suspicion.noise(within, 7, &key, &mut noise, ms(9)) {

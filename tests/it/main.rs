@@ -24,5 +24,6 @@ mod page;
 mod reload;
 mod security;
 mod shadow;
+mod shadow_soak;
 mod support;
 mod tenants;

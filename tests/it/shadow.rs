@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread::Scope,
     time::{Duration, Instant},
@@ -16,7 +17,7 @@ use crate::support::{
 };
 
 /// Every read is executed twice; `source` and `target` make the two databases.
-fn start(name: &str, [source, target]: [&str; 2], change: impl FnOnce(&mut Settings)) -> Proxy {
+pub(crate) fn start(name: &str, [source, target]: [&str; 2], change: impl FnOnce(&mut Settings)) -> Proxy {
     start_between(newest(), name, [source, target], change)
 }
 
@@ -41,7 +42,7 @@ fn start_between(
     settings.start()
 }
 
-fn outcome(proxy: &Proxy, outcome: &str) -> f64 {
+pub(crate) fn outcome(proxy: &Proxy, outcome: &str) -> f64 {
     proxy.metric("shadow_comparisons_total", &["repository=\"document\"", &format!("outcome=\"{outcome}\"")])
 }
 
@@ -56,7 +57,7 @@ fn outcomes(proxy: &Proxy, expected: f64) -> String {
 }
 
 /// What the metrics say of shadow reads.
-fn shown(proxy: &Proxy) -> String {
+pub(crate) fn shown(proxy: &Proxy) -> String {
     let metrics = proxy.metrics();
     metrics.lines().filter(|line| line.starts_with("crossfade_shadow")).collect::<Vec<_>>().join("\n")
 }
@@ -277,7 +278,7 @@ fn a_dead_target_is_nobodys_business() {
 }
 
 /// Ends those who look at it, also when the test fails.
-struct Stop<'a>(&'a AtomicBool);
+pub(crate) struct Stop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Stop<'_> {
     fn drop(&mut self) {
@@ -331,7 +332,7 @@ fn hot_rows_do_not_diverge() {
             });
         }
         let seen = || outcome(&proxy, "match") + outcome(&proxy, "transient");
-        let enough = crate::support::holds_within(Duration::from_secs(60), || seen() > 300.0);
+        let enough = crate::support::holds_within(Duration::from_secs(60), || seen() > 100.0);
         assert!(enough, "{}", shown(&proxy));
     });
     crate::mirror::check_equal(&proxy);
@@ -357,6 +358,41 @@ fn applications_are_told_apart() {
     let compared =
         |name: &str| rows.iter().find(|r| r[1].as_deref() == Some(name)).and_then(|r| r[5].clone());
     assert_eq!(["old", "new", "other", "fourth"].map(|name| compared(name).unwrap()), ["2", "1", "1", "1"]);
+}
+
+/// A name that is set later counts from then on, and the second execution keeps its own.
+#[test]
+fn a_name_that_is_set_is_followed() {
+    needs_proxy!();
+    let tables = "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)";
+    for (name, transaction) in [("sh_name_session", false), ("sh_name_transaction", true)] {
+        let proxy = start(name, [tables, tables], |s| {
+            if transaction {
+                *s = s.clone().transaction(4);
+            }
+        });
+        let login = proxy.login("alice").parameter("application_name", "first");
+        let mut client = Wire::connect(proxy.port, &login).expect("a login");
+        let read = "SELECT id FROM t WHERE id = 1";
+        client.run(read);
+        client.run("SET application_name = 'second'");
+        client.run(read);
+        client.run(read);
+        client.run("SELECT set_config('application_name', 'third', false)");
+        client.run(read);
+        client.run("RESET application_name");
+        client.run(read);
+        assert_eq!(outcomes(&proxy, 5.0), "match 5", "{}", shown(&proxy));
+        let rows = proxy.console("bob").expect("may look").query("SHOW SHADOW").expect("rows");
+        let compared =
+            |name: &str| rows.iter().find(|r| r[1].as_deref() == Some(name)).and_then(|r| r[5].clone());
+        let seen = ["first", "second", "third"].map(|name| compared(name).unwrap_or_default());
+        assert_eq!(seen, ["2", "2", "1"], "{rows:?}");
+        let mut admin = newest().admin(name);
+        let others =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('first', 'second', 'third')";
+        assert_eq!(admin.run(others).as_deref(), Some("0"));
+    }
 }
 
 /// What was found is still there after a restart, and shares are hot.
@@ -387,50 +423,60 @@ fn evidence_outlives_the_process() {
     });
 }
 
-/// Cells, rows and trailing zeros planted in rows that nobody writes, found beside hot rows that everybody writes:
-/// all of them, each by its name, and nothing else. `CROSSFADE_ROUNDS`: how many hundreds.
+/// A write that meets rows which the follower lacks, or has too many, is evidence; it is made good by the way.
 #[test]
-fn planted_among_hot_rows() {
+fn mirrored_writes_are_compared() {
     needs_proxy!();
-    let planted = 100 * crate::support::env_number("CROSSFADE_ROUNDS").unwrap_or(1);
-    let tables = format!(
-        "CREATE TABLE t (id int PRIMARY KEY, v text, x numeric);
-         INSERT INTO t SELECT i, 'v' || i, i + 0.5 FROM generate_series(1, {planted}) i WHERE i % 4 <> 3;
-         CREATE TABLE t_hot (id int PRIMARY KEY, n int); INSERT INTO t_hot SELECT i, 0 FROM generate_series(1, 200) i"
-    );
-    let proxy = start("sh_among", [&tables, &tables], |s| {
-        s.mirror = "mirror = \"journaled\"".to_owned();
-        s.shadow = "expire = \"10m\"\nqueue = 100000".to_owned();
-    });
-    let mut admin = newest().admin("sh_among");
-    admin.run("SET crossfade.role = 'apply'"); // not to be mirrored back
-    admin.run("UPDATE t SET v = 'planted' WHERE id % 4 = 0");
-    admin.run("DELETE FROM t WHERE id % 4 = 1");
-    admin.run("UPDATE t SET x = x::text::numeric + 0.00 WHERE id % 4 = 2");
-    admin.run(&format!(
-        "INSERT INTO t SELECT i, 'extra', 1 FROM generate_series(1, {planted}) i WHERE i % 4 = 3"
-    ));
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _stop = Stop(&stop);
-        write_hot_rows(scope, &proxy, &stop, (8, "t_hot", 200));
+    let tables = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 9) i";
+    for mode in ["journaled", "atomic"] {
+        let name = format!("sh_writes_{mode}");
+        let proxy = start(&name, [tables, tables], |s| {
+            s.mirror = format!("mirror = \"{mode}\"");
+            s.repositories.clear();
+        });
+        let mut admin = newest().admin(&name);
+        admin.run("SET crossfade.role = 'apply'"); // not to be mirrored back
+        admin.run("DELETE FROM t WHERE id IN (1, 2)");
+        admin.run("INSERT INTO t VALUES (100, 'extra')");
+        let count = |outcome: &str| {
+            let outcome = format!("outcome=\"{outcome}\"");
+            proxy.metric("mirror_writes_compared_total", &["repository=\"document\"", &outcome])
+        };
         let mut client = proxy.client("alice");
-        for id in 1..=planted {
-            let _ = client.execute("SELECT id, v, x FROM t WHERE id = $1", &[&id.to_string()]);
-            client.run(&format!("SELECT n FROM t_hot WHERE id = {}", id % 200 + 1));
-            client.run("SELECT id, n FROM t_hot WHERE id < 20 ORDER BY id");
+        wait_for("a first look", || {
+            client.run("UPDATE t SET v = 'w' WHERE id = 3");
+            count("equal") > 0.5
+        });
+        let before = count("equal");
+        for sql in [
+            "INSERT INTO t VALUES (10, 'x')",
+            "UPDATE t SET v = 'w'  WHERE id > 5",
+            "DELETE FROM t WHERE id = 4",
+        ] {
+            client.run(sql);
         }
-        let all = 3.0 * f64::from(u32::try_from(planted).expect("few"));
-        let names = ["match", "transient", "indeterminate", "divergence"];
-        let done = || names.map(|name| outcome(&proxy, name)).iter().sum::<f64>();
-        let limit = Duration::from_secs(30 + planted / 4);
-        let enough = crate::support::holds_within(limit, || done() > all - 0.5);
-        assert!(enough, "{}", shown(&proxy));
-    });
-    let class = |class: &str| proxy.metric("shadow_divergences_total", &[&format!("class=\"{class}\"")]);
-    let quarter = f64::from(u32::try_from(planted / 4).expect("few"));
-    let found = [class("cell"), class("missing_row"), class("extra_row"), outcome(&proxy, "divergence")];
-    let expected = [2.0 * quarter, quarter, quarter, 4.0 * quarter];
-    assert_eq!(found.map(|n| n.to_string()), expected.map(|n| n.to_string()), "{}", shown(&proxy));
-    println!("{}", shown(&proxy));
+        assert_eq!(
+            [count("equal") - before, count("different")].map(|n| n.to_string()),
+            ["3", "0"],
+            "{mode}"
+        );
+        client.run("UPDATE t SET v = 'y' WHERE id IN (1, 3)");
+        client.run("INSERT INTO t VALUES (100, 'z')");
+        client.run("DELETE FROM t WHERE id = 2");
+        assert_eq!(
+            [count("equal") - before, count("different")].map(|n| n.to_string()),
+            ["3", "3"],
+            "{mode}"
+        );
+        let rows = proxy.console("bob").expect("may look").query("SHOW SHADOW").expect("rows");
+        let shown = rows.iter().find(|row| row[0].as_deref() == Some("document")).expect("a row");
+        assert_eq!(shown.last().cloned().flatten().as_deref(), Some("3"), "{shown:?}");
+        let (_, state) = crate::support::http::get(proxy.http, "/state").expect("an answer");
+        assert!(state.contains("\"differed\":3"), "{state}");
+        let url = format!("http://127.0.0.1:{}", proxy.http);
+        let report = Command::new(env!("CARGO_BIN_EXE_crossfade")).args(["report", "--url", &url]).output();
+        let report = String::from_utf8(report.expect("it runs").stdout).expect("text");
+        assert!(report.contains(", 3 different"), "{report}");
+        crate::mirror::check_equal(&proxy);
+    }
 }

@@ -1,11 +1,16 @@
 //! The end of a mirrored transaction: write set, follower, lead, follower (DESIGN 6). The lead's COMMIT is the commit
 //! point: before it everything can be taken back, after it the follower is made to follow.
 
-use std::rc::Rc;
+use std::{
+    collections::BTreeSet,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use super::{
     around::write_set,
     follower::{Failure, Pending, Work},
+    gaps::Gap,
     inflight::State,
     own,
 };
@@ -15,8 +20,9 @@ use crate::{
         script::{Reply, Script},
         server::Server,
     },
+    config::Mirror,
     error::ClientError,
-    mirror::recovery::Gid,
+    mirror::{batch::Counts, recovery::Gid},
     proxy::{
         client::{Client, End},
         flight::{Broken, Flight},
@@ -48,6 +54,8 @@ pub(in crate::proxy) struct Waiting {
     pub(in crate::proxy) xid: String,
     /// [`crate::mirror::recovery::Gid::epoch`]
     epoch: u64,
+    /// From before the lead's COMMIT until after the follower's.
+    gap: Gap,
 }
 
 /// Why a transaction does not commit.
@@ -112,7 +120,11 @@ impl Client {
                 }
                 let journal = set.journal.filter(|_| !pending.stale);
                 self.in_state(if pending.is_prepared() { State::Prepared } else { State::Committing });
-                let waiting = Waiting { pending, lead: lead.side, journal, xid, epoch };
+                self.note_counts(lead.side, &pending.counts);
+                let state = &self.shard.global.mirror;
+                let written = state.installed.load().written(&set).into_iter().map(str::to_owned).collect();
+                let gap = state.gaps.enter(written, Instant::now());
+                let waiting = Waiting { pending, lead: lead.side, journal, xid, epoch, gap };
                 return Ok(Shipped::Waiting(Box::new(waiting)));
             }
             Err(failure) => failure,
@@ -133,6 +145,19 @@ impl Client {
             self.told(script, lead).await?;
         }
         Ok(self.journaled(lead.side, repositories))
+    }
+
+    /// Whether the follower had the rows that it should is evidence, unless it is known to lack some.
+    fn note_counts(&self, lead: Side, counts: &Counts) {
+        let global = &self.shard.global;
+        let installed = global.mirror.installed.load();
+        let of = |table: &i32| installed.tables.get(table).map(|t| t.meta.repository.as_str());
+        let differed: BTreeSet<&str> = counts.differed.iter().filter_map(of).collect();
+        for name in counts.compared.iter().filter_map(of).collect::<BTreeSet<_>>() {
+            if global.mirrored.status.is_clean(name, lead, Instant::now()) {
+                global.shadow.wrote(name, differed.contains(name));
+            }
+        }
     }
 
     /// The journal's row is the repairer's, at once.
@@ -257,15 +282,24 @@ impl Client {
             Shipped::Journal(lead) => return self.soil(lead, repositories),
             Shipped::Waiting(waiting) => waiting,
         };
-        let Waiting { pending, lead, journal, .. } = *waiting;
+        let Waiting { pending, lead, journal, gap, .. } = *waiting;
         if pending.stale {
             self.soil(lead, repositories); // once more: a look before the lead's COMMIT has seen nothing
         }
         self.in_state(State::Committing);
         let shard = Rc::clone(&self.shard);
-        let limit = self.current.config.mirror.apply_timeout;
+        let waits = !committed || self.waits_for_both(repositories);
+        if !waits {
+            pending.leave_client();
+        }
+        let Mirror { apply_timeout: limit, journal_grace, .. } = self.current.config.mirror;
         let end = async move {
             let known = pending.end(committed, &shard, limit).await;
+            if known || !committed {
+                drop(gap);
+            } else {
+                gap.linger(Instant::now(), journal_grace + JOURNAL_LOOK);
+            }
             shard.count_trip(lead);
             shard.count_mirrored(
                 lead,
@@ -281,10 +315,10 @@ impl Client {
                 None => {}
             }
         };
-        if committed && !self.waits_for_both(repositories) {
-            tokio::task::spawn_local(end);
-        } else {
+        if waits {
             end.await;
+        } else {
+            tokio::task::spawn_local(end);
         }
     }
 
@@ -293,16 +327,21 @@ impl Client {
     pub(in crate::proxy) async fn resolve_lost(&self, lead: Side, shipped: Shipped) -> Option<bool> {
         let Shipped::Waiting(waiting) = shipped else { return None };
         let outcome = self.shard.global.mirror.outcome(lead, waiting.xid.clone(), waiting.epoch).await;
-        let limit = self.current.config.mirror.apply_timeout;
-        match outcome {
+        let Mirror { apply_timeout: limit, journal_grace, .. } = self.current.config.mirror;
+        let Waiting { pending, journal, gap, .. } = *waiting;
+        let known = match outcome {
             Some(committed) => {
-                let known = waiting.pending.end(committed, &self.shard, limit).await;
-                if let Some(id) = waiting.journal.filter(|_| known && committed) {
+                let known = pending.end(committed, &self.shard, limit).await;
+                if let Some(id) = journal.filter(|_| known && committed) {
                     self.shard.global.mirror.done(lead, id);
                 }
+                known
             }
             // What is prepared waits for who recovers it; what is not is gone with its connection.
-            None => drop(waiting),
+            None => false,
+        };
+        if !known {
+            gap.linger(Instant::now(), journal_grace + JOURNAL_LOOK);
         }
         outcome
     }
@@ -336,6 +375,9 @@ impl Client {
         Ok(Gid { identity: *identity, xid, instance: state.instance.to_string(), epoch }.to_string())
     }
 }
+
+/// After its grace a row of the journal counts as dirty at the next look, which comes well within this.
+const JOURNAL_LOOK: Duration = Duration::from_secs(2);
 
 fn refusal(failure: &Failure) -> ClientError {
     // 40001: whoever repeats the transaction may succeed.

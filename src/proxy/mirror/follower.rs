@@ -20,7 +20,7 @@ use crate::{
     config::{Config, Mirror},
     frontend::startup::Credentials,
     mirror::{
-        batch::{Call, Order, batch, has_whole_rows},
+        batch::{Call, Counts, Order, batch, has_whole_rows},
         write_set::WriteSet,
     },
     proxy::{client::Client, shard::Shard},
@@ -37,6 +37,8 @@ pub(super) struct Pending {
     gid: Option<String>,
     /// A row that should have been there was not: the journal keeps the keys.
     pub(super) stale: bool,
+    /// What it had before.
+    pub(super) counts: Counts,
 }
 
 /// Why the follower does not have the rows.
@@ -130,10 +132,10 @@ impl Client {
             let calls = batch(work.set, |n| installed.tables.get(&n), order)?;
             let answer = self.send_rows(work, (&fences, &calls), server).await;
             let error = match answer {
-                Ok(Answer::Applied { prepared, stale }) => {
+                Ok(Answer::Applied { prepared, stale, counts }) => {
                     let gid = work.gid.clone().filter(|_| prepared);
                     let server = taken.take().expect("it has just answered");
-                    return Ok(Pending { server, gid, stale });
+                    return Ok(Pending { server, gid, stale, counts });
                 }
                 Ok(Answer::Refused(error)) => error,
                 Err(error) => return Err(Failure::Unreachable(side, error.to_string())),
@@ -219,42 +221,47 @@ impl Client {
         if let Some(error) = reply.error {
             return Ok(Answer::Refused(error));
         }
-        if at_once {
-            return Ok(prepared(&reply, false));
-        }
         let first = 1 + fences.len() + usize::from(whole);
+        let mut counts = counted(&reply, first, calls);
+        if at_once {
+            return Ok(prepared(&reply, false, counts));
+        }
         let missed: Vec<_> = calls
             .iter()
             .zip(reply.tags.iter().skip(first))
             .filter(|(call, tag)| call.must_hit && !hit(tag))
             .map(|(call, _)| call)
             .collect();
-        let stale = match self.wait_for_rows(missed, server).await? {
-            Ok(stale) => stale,
+        let missed = match self.wait_for_rows(missed, server).await? {
+            Ok(missed) => missed,
             Err(error) => return Ok(Answer::Refused(error)),
         };
+        for call in calls.iter().filter(|call| call.must_hit) {
+            counts.hit(call.table, !missed.contains(&call.table));
+        }
+        let stale = !missed.is_empty();
         if work.gid.is_none() {
-            return Ok(Answer::Applied { prepared: false, stale });
+            return Ok(Answer::Applied { prepared: false, stale, counts });
         }
         let mut script = Script::default();
         self.put_prepare(work, &mut script, server);
         let reply = self.answer(script, server).await?;
         Ok(match reply.error {
             Some(error) => Answer::Refused(error),
-            None => prepared(&reply, stale),
+            None => prepared(&reply, stale, counts),
         })
     }
 
     /// A row that the lead's transaction has seen is not here: the transaction that brings it may be between its two
-    /// commits, invisible and not waited for (HAZARDS P3a). `true`: it did not come.
+    /// commits, invisible and not waited for (HAZARDS P3a). Tables of rows that did not come.
     async fn wait_for_rows(
         &self,
         mut missed: Vec<&Call<'_>>,
         server: &mut Server,
-    ) -> std::io::Result<Result<bool, Vec<u8>>> {
+    ) -> std::io::Result<Result<BTreeSet<i32>, Vec<u8>>> {
         for wait in WAITS_MS.map(Duration::from_millis) {
             if missed.is_empty() {
-                return Ok(Ok(false));
+                break;
             }
             tokio::time::sleep(wait).await;
             let mut script = Script::default();
@@ -268,7 +275,7 @@ impl Client {
             let mut tags = reply.tags.iter();
             missed.retain(|_| tags.next().is_none_or(|tag| !hit(tag)));
         }
-        Ok(Ok(!missed.is_empty()))
+        Ok(Ok(missed.iter().map(|call| call.table).collect()))
     }
 
     fn put_prepare(&self, work: &Work<'_>, script: &mut Script, server: &mut Server) {
@@ -296,16 +303,32 @@ impl Client {
 
 /// How a batch ended.
 enum Answer {
-    Applied { prepared: bool, stale: bool },
+    Applied { prepared: bool, stale: bool, counts: Counts },
     Refused(Vec<u8>),
 }
 
-fn prepared(reply: &Reply, stale: bool) -> Answer {
+fn prepared(reply: &Reply, stale: bool, counts: Counts) -> Answer {
     // PREPARE TRANSACTION of a failed transaction answers ROLLBACK, and no error.
     match reply.tags.last() {
-        Some(tag) if **tag == *b"PREPARE TRANSACTION" => Answer::Applied { prepared: true, stale },
+        Some(tag) if **tag == *b"PREPARE TRANSACTION" => Answer::Applied { prepared: true, stale, counts },
         _ => Answer::Refused(b"E\0\0\0\x28SERROR\0C25P02\0Mit was not prepared\0\0".to_vec()),
     }
+}
+
+/// What the rows say that upserts have answered with; `first`: the place of the calls among all statements.
+fn counted(reply: &Reply, first: usize, calls: &[Call<'_>]) -> Counts {
+    let mut counts = Counts::default();
+    let mut rows = reply.rows.iter();
+    for (at, tag) in reply.tags.iter().enumerate() {
+        let call = at.checked_sub(first).and_then(|at| calls.get(at));
+        if call.is_some_and(|call| call.was_there.is_some()) {
+            let row = if tag.ends_with(b" 1") { rows.next() } else { None };
+            counts.add(&calls[at - first], row.map(|row| &row[..]));
+        } else if tag.starts_with(b"SELECT ") {
+            rows.next(); // one row each
+        }
+    }
+    counts
 }
 
 fn put(script: &mut Script, server: &mut Server, call: &Call<'_>) {
@@ -321,6 +344,12 @@ impl Pending {
     /// Does it survive a crash?
     pub(super) fn is_prepared(&self) -> bool {
         self.gid.is_some()
+    }
+
+    /// The client goes on while it commits: what that one waits for next is not waited for here, and the two make no
+    /// deadlock.
+    pub(super) fn leave_client(&self) {
+        self.server.info.client.set(0);
     }
 
     /// Ends the follower's transaction as the lead's ended. `true`: it is known to have ended so.

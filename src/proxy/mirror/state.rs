@@ -1,7 +1,7 @@
 //! What the data threads share about mirroring.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -12,12 +12,14 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
+use super::gaps::Gaps;
 use crate::{
     Side,
     mirror::{
         batch::Destination,
         recovery::Identity,
         tables::{Published, Table, Tables},
+        write_set::{Change, WriteSet},
     },
     statement::Table as Name,
 };
@@ -34,6 +36,12 @@ pub(in crate::proxy) struct Installed {
 }
 
 impl Installed {
+    /// Names of the repositories that a transaction has written.
+    pub(super) fn written(&self, set: &WriteSet) -> BTreeSet<&str> {
+        let of = |change: &Change| Some(self.tables.get(&change.table)?.meta.repository.as_str());
+        set.changes.iter().filter_map(of).collect()
+    }
+
     /// `version`: another one for each.
     fn new(tables: &Tables, version: u64) -> Self {
         let destination = |(&n, t): (&i32, &Arc<Table>)| (n, Destination::new(t.meta.clone(), version));
@@ -71,6 +79,8 @@ pub(in crate::proxy) struct State {
     avoided: [AtomicU64; 2],
     /// Asks a side what became of a transaction.
     outcomes: OnceLock<Outcomes>,
+    /// Transactions that one side has, and the other not yet.
+    pub(in crate::proxy) gaps: Arc<Gaps>,
     /// Journal rows, by the side that holds them, whose transactions are on both sides.
     done: [Mutex<Vec<i64>>; 2],
     /// Journal rows, by the side that holds them, whose follower's end is not known.
@@ -91,6 +101,7 @@ impl Default for State {
             began: Instant::now(),
             avoided: Default::default(),
             outcomes: OnceLock::new(),
+            gaps: Arc::default(),
             done: Default::default(),
             late: Default::default(),
         }

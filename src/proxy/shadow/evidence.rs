@@ -25,7 +25,7 @@ use crate::{
         stats::{approximate, unix_now},
     },
     report::{
-        divergence::{Book, Comparison, Limits},
+        divergence::{Book, Comparison, Limits, Writes},
         metrics::{self as names, Value},
     },
     shadow::{Outcome, eligible::Skip, noise::Noise},
@@ -187,6 +187,11 @@ impl State {
         book.record(&comparison, &limits);
     }
 
+    /// A mirrored transaction met the rows of a repository on the follower, or others than it should.
+    pub(in crate::proxy) fn wrote(&self, repository: &str, differed: bool) {
+        lock(&self.book).record_write(repository, differed);
+    }
+
     /// Lets `f` look at the evidence; what is found meanwhile waits.
     pub(in crate::proxy) fn look<R>(&self, f: impl FnOnce(&Book) -> R) -> R {
         f(&lock(&self.book))
@@ -280,7 +285,16 @@ pub(in crate::proxy) fn collect(global: &Global) {
     let (mut outcomes, mut classes) = (Vec::new(), Vec::new());
     let book = lock(&state.book);
     for (name, repository) in &book.repositories {
+        let Writes { compared, differed } = repository.writes;
+        for (outcome, n) in [("equal", compared - differed), ("different", differed)] {
+            if compared > 0 {
+                metrics.set(&names::MIRROR_WRITES_COMPARED, &[Value::Configured(name), outcome.into()], n);
+            }
+        }
         let all = &repository.all;
+        if all.comparisons() == 0 {
+            continue;
+        }
         for (outcome, &n) in Outcome::NAMES.iter().zip(&all.outcomes) {
             outcomes.push((vec![Value::Configured(name), (*outcome).into()], n));
         }
@@ -320,6 +334,7 @@ pub(in crate::proxy) fn shadow_rows(global: &Global) -> Vec<ShadowRow> {
             sampled: Some(reads.sampled),
             skipped: skipped.map(|(skip, n)| format!("{} {n}", skip.name())).collect::<Vec<_>>().join(", "),
             stats: found.map(|r| Figures::of(&r.all, false)).unwrap_or_default(),
+            writes: found.map(|r| r.writes),
             ..ShadowRow::default()
         };
         let by_application = applications.into_iter().map(|(application, stats)| ShadowRow {

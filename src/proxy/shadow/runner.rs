@@ -29,11 +29,11 @@ use crate::{
         quick,
         record::{Focus, Profile, Recorder},
     },
-    proxy::{global::Global, shard::Shard, thread::Background},
+    proxy::{global::Global, mirror::Seen, shard::Shard, thread::Background},
     route::policy::Mode,
     shadow::{
         Outcome, Why,
-        recheck::{Schedule, Step, Suspicion},
+        recheck::{Follower, Schedule, Step, Suspicion},
     },
 };
 
@@ -159,13 +159,14 @@ impl Runner {
         let state = &self.shard.global.shadow;
         let rules = &job.config.shadow.repositories[job.repository].rules;
         let answered = state.now().saturating_sub(job.queued.elapsed());
+        let mut last = None;
         let (mut suspicion, mut step) = Suspicion::new(Schedule::default(), job.determinate, answered);
         loop {
             step = match step {
                 Step::Done(outcome) => return outcome,
                 Step::Look(wait, focus) => {
                     sleep(wait).await;
-                    let before = self.behind(job);
+                    let (behind, before) = (self.behind(job), self.gaps(job));
                     let (answering, shadow) = tokio::join!(
                         self.record(job, job.answering, focus.clone()),
                         self.record(job, job.answering.other(), focus)
@@ -173,7 +174,8 @@ impl Runner {
                     match (answering, shadow) {
                         (Ok(answering), Ok(shadow)) => {
                             let found = compare(&answering, &shadow, job.total_order, rules);
-                            suspicion.look(found, before || self.behind(job), state.now())
+                            let follower = self.follower(job, behind, &before, last.replace(before.at()));
+                            suspicion.look(found, follower, state.now())
                         }
                         (Err(Lost::Large), _) | (_, Err(Lost::Large)) => {
                             return Outcome::Indeterminate(Why::Unfit(crate::compare::Unfit::Large));
@@ -202,6 +204,17 @@ impl Runner {
         execute(&self.shard, job, side, &mut recorder).await?;
         let profile = recorder.finish();
         if profile.sqlstate().is_some_and(by_chance) { Err(Lost::Refused) } else { Ok(profile) }
+    }
+
+    /// What the follower was since then; `last`: when both sides were asked before.
+    fn follower(&self, job: &Job, behind: bool, since: &Seen, last: Option<Instant>) -> Follower {
+        if behind || self.behind(job) { Follower::Behind } else { since.until(&self.gaps(job), last) }
+    }
+
+    /// Mirrored transactions of what it reads, between their two COMMITs.
+    fn gaps(&self, job: &Job) -> Seen {
+        let names = job.config.policy.of(job.reads).map(|(_, r)| r.name.as_str());
+        self.shard.global.mirror.gaps.see(names, Instant::now())
     }
 
     /// Is the follower of what it reads known to lack writes, or not known to have them?

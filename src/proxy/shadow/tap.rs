@@ -194,7 +194,7 @@ impl Client {
                 credentials: Side::BOTH.map(|side| self.pools[side.index()].credentials.borrow().clone()),
             },
             settings: self.pinned_settings(server),
-            application: self.shared.application_name.clone(),
+            application: self.application(),
             total_order: statement.total_order,
             determinate: !statement.hazards.contains(Hazards::INDETERMINATE),
             key: relation.map_or_else(Vec::new, |relation| relation.key.clone()),
@@ -204,11 +204,17 @@ impl Client {
         }
     }
 
+    /// As the client calls itself now. In transaction pooling servers do not know its first name: RESET leaves none there.
+    fn application(&self) -> String {
+        let set = self.settings.iter().find(|(name, value)| name == "application_name" && !value.is_empty());
+        set.map_or(&self.shared.application_name, |(_, value)| value).clone()
+    }
+
     /// Sorted by name, as settings are.
     fn pinned_settings(&self, server: &Server) -> Vec<(String, String)> {
         let timeout = self.current.config.shadow.statement_timeout.as_millis().to_string();
         let mut settings: Vec<(String, String)> = self.settings.to_vec();
-        settings.retain(|(name, _)| name != "statement_timeout" && name != "default_transaction_read_only");
+        settings.retain(|(name, _)| !OWN.contains(&name.as_str()));
         for name in PINNED {
             let known = settings.iter().any(|(n, _)| n == name);
             let reported = server.parameters.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
@@ -253,6 +259,8 @@ pub(super) fn by_chance(sqlstate: [u8; 5]) -> bool {
     matches!(&sqlstate[..2], b"08" | b"40" | b"53" | b"57" | b"58" | b"XX") || &sqlstate == b"25006"
 }
 
+/// Settings that a second execution has of its own.
+const OWN: [&str; 3] = ["application_name", "default_transaction_read_only", "statement_timeout"];
 /// Settings that shape output and that servers report.
 const PINNED: [&str; 3] = ["timezone", "datestyle", "intervalstyle"];
 /// Bytes of a unit that is kept.
