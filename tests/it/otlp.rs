@@ -40,10 +40,10 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let heard = Arc::new(Mutex::new(Heard::default()));
-        let hears = Arc::clone(&heard);
+        let shared = Arc::clone(&heard);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                hear(stream, &hears);
+                hear(stream, &shared);
             }
         });
         Self { port, heard }
@@ -57,20 +57,20 @@ impl Collector {
 /// One request; what is not OTLP is refused.
 fn hear(mut stream: TcpStream, heard: &Mutex<Heard>) {
     let mut reader = BufReader::new(stream.try_clone().expect("a second handle"));
-    let mut head = Vec::new();
+    let mut lines = Vec::new();
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line).unwrap_or(0) <= 2 {
             break;
         }
-        head.push(line.trim_end().to_ascii_lowercase());
+        lines.push(line.trim_end().to_ascii_lowercase());
     }
-    let length = head.iter().find_map(|line| line.strip_prefix("content-length: "));
+    let length = lines.iter().find_map(|line| line.strip_prefix("content-length: "));
     let mut body = vec![0; length.and_then(|n| n.parse().ok()).unwrap_or(0)];
     reader.read_exact(&mut body).expect("the whole body");
     let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-    assert!(head.contains(&"content-type: application/x-protobuf".to_owned()), "{head:?}");
-    match head[0].as_str() {
+    assert!(lines.contains(&"content-type: application/x-protobuf".to_owned()), "{lines:?}");
+    match lines[0].as_str() {
         "post /base/v1/traces http/1.1" => {
             let request = ExportTraceServiceRequest::decode(&body[..]).expect("traces");
             for resource in request.resource_spans {
