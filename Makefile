@@ -58,11 +58,11 @@ chaos:   ## clients write while proxies, servers and connections die: CHAOS_SECO
 	tools/setup
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test sim -- --nocapture --test-threads=1
 
-shadow-soak: ## SHADOW_COMPARISONS (100000) of rows that 8 clients write, SHADOW_PLANTED (1000) differences among them
+shadow-soak: ## SHADOW_COMPARISONS (100000) beside hot writes, SHADOW_PLANTED (1000) differences, one result of SHADOW_ROWS (10000000)
 	tools/setup
 	cargo build --release --locked --bin crossfade
-	SHADOW_COMPARISONS=$${SHADOW_COMPARISONS:-100000} SHADOW_PLANTED=$${SHADOW_PLANTED:-1000} \
-	CROSSFADE_BIN="$$PWD/target/release/crossfade" cargo test --locked --test it shadow_soak -- --nocapture
+	SHADOW_COMPARISONS=$${SHADOW_COMPARISONS:-100000} SHADOW_PLANTED=$${SHADOW_PLANTED:-1000} SHADOW_ROWS=$${SHADOW_ROWS:-10000000} \
+	CROSSFADE_BIN="$$PWD/target/release/crossfade" cargo test --locked --test it shadow_soak:: -- --nocapture --test-threads=1
 
 fuzz:    ## every fuzz target for FUZZ_SECONDS (60) each; guided by coverage where cargo-fuzz and a nightly toolchain are
 	tools/setup

@@ -1,7 +1,8 @@
 //! Comparisons by the thousand while clients write hot mirrored rows as fast as they can: nothing diverges but what
 //! was planted, and that is found and classed right.
 //!
-//! `SHADOW_COMPARISONS`: of hot rows, 2,000 if not said; `SHADOW_PLANTED`: planted differences, 140 if not said.
+//! `SHADOW_COMPARISONS`: of hot rows, 2,000 if not said; `SHADOW_PLANTED`: planted differences, 140 if not said;
+//! `SHADOW_ROWS`: of one large result, 300,000 if not said.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,7 +17,7 @@ use crate::{
         env_number, frames, holds_within, needs_proxy,
         proxy::Proxy,
         seed, wait_for,
-        wire::Wire,
+        wire::{Next, Wire},
     },
 };
 
@@ -268,5 +269,68 @@ fn told(proxy: &Proxy) -> String {
     format!("{}\nnot planted: {}", figures.collect::<Vec<_>>().join("\n"), others.join("\n"))
 }
 
+/// Reads all rows and keeps none; how many there were.
+fn drain(client: &mut Wire, sql: &str, patience: Duration) -> u64 {
+    client.send(&frames::query(sql));
+    let mut rows = 0;
+    loop {
+        match client.next(patience) {
+            Next::Frame(frame) if frame.kind == b'D' => rows += 1,
+            Next::Frame(frame) if frame.kind == b'Z' => return rows,
+            Next::Frame(frame) => assert_ne!(frame.kind, b'E', "{frame:?}"),
+            end @ (Next::Quiet | Next::Eof) => panic!("{end:?} after {rows} rows"),
+        }
+    }
+}
+
+/// A large result is compared, and one cell of it found, in a few megabytes.
+#[test]
+fn a_large_result_takes_little_memory() {
+    needs_proxy!();
+    let rows = env_number("SHADOW_ROWS").unwrap_or(300_000);
+    let width = (64_000_000 / rows).clamp(16, 200);
+    let patience = Duration::from_secs(120 + rows / 20_000);
+    let tables = format!(
+        "CREATE UNLOGGED TABLE t (id int PRIMARY KEY, v text);
+         INSERT INTO t SELECT i, lpad(i::text, {width}, '-') FROM generate_series(1, {rows}) i;
+         CREATE TABLE t_warm (id int PRIMARY KEY, v text)"
+    );
+    let proxy =
+        start("sh_large", [&tables, &format!("{tables}; INSERT INTO t_warm VALUES (1, 'extra')")], |s| {
+            s.shadow = format!(
+                "expire = \"10m\"\nstatement_timeout = \"{}s\"\nmax_result_bytes = {}",
+                patience.as_secs(),
+                1_u64 << 40
+            );
+        });
+    let mut client = proxy.client("alice");
+    client.run("SELECT id, v FROM t_warm"); // all that is loaded or kept once
+    let found = |outcome: &str| crate::shadow::outcome(&proxy, outcome) > 0.5;
+    assert!(holds_within(patience, || found("divergence")), "{}", shown(&proxy));
+    let mut target = newest().admin("sh_large");
+    for (cells, expected) in [(0, "match"), (1, "divergence")] {
+        target.run(&format!("UPDATE t SET v = 'planted' WHERE id = {rows} - 7 AND {cells} = 1"));
+        let before = proxy.forget_peak_kib();
+        let all = || compared(&proxy);
+        let (began, done) = (Instant::now(), all());
+        assert_eq!(drain(&mut client, "SELECT id, v FROM t", patience), rows);
+        assert!(holds_within(patience, || all() > done + 0.5), "{}", shown(&proxy));
+        let more = proxy.peak_kib().saturating_sub(before);
+        println!(
+            "{rows} rows, {cells} cells changed: {:.1} s, {more} KiB more",
+            began.elapsed().as_secs_f64()
+        );
+        assert!(more < MOST_KIB, "{more} KiB more than {before} KiB");
+        assert!(found(expected), "{}", shown(&proxy));
+    }
+    let class = proxy.metric("shadow_divergences_total", &["class=\"cell\""]);
+    assert_eq!(class.to_string(), "1", "{}", shown(&proxy));
+    let rows = proxy.console("bob").expect("may look").query("SHOW DIVERGENCES").expect("rows");
+    let key = format!("id={}", env_number("SHADOW_ROWS").unwrap_or(300_000) - 7);
+    assert!(rows.iter().any(|row| row[3].as_deref() == Some("v") && row[4] == Some(key.clone())), "{rows:?}");
+}
+
+/// A comparison takes no more resident memory than this: rows of both sides are kept up to 2 MiB each, and buffers.
+const MOST_KIB: u64 = 16 << 10;
 /// Hot rows.
 const HOT: u64 = 100;

@@ -368,9 +368,24 @@ impl Proxy {
 
     /// Resident memory in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    fn status_kib(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0 kB");
+        let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("0 kB");
         line.trim().trim_end_matches(" kB").trim().parse().unwrap_or(0)
+    }
+
+    /// Resident memory in KiB; from now on the peak is counted anew.
+    pub(crate) fn forget_peak_kib(&self) -> u64 {
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("our own child");
+        self.resident_kib()
+    }
+
+    /// The most resident memory in KiB since then.
+    pub(crate) fn peak_kib(&self) -> u64 {
+        self.status_kib("VmHWM:")
     }
 
     /// CPU seconds used so far.
