@@ -290,19 +290,22 @@ fn a_large_result_takes_little_memory() {
     let rows = env_number("SHADOW_ROWS").unwrap_or(300_000);
     let width = (64_000_000 / rows).clamp(16, 200);
     let patience = Duration::from_secs(120 + rows / 20_000);
-    let tables = format!(
-        "CREATE UNLOGGED TABLE t (id int PRIMARY KEY, v text);
-         INSERT INTO t SELECT i, lpad(i::text, {width}, '-') FROM generate_series(1, {rows}) i;
-         CREATE TABLE t_warm (id int PRIMARY KEY, v text)"
-    );
+    let tables = "CREATE UNLOGGED TABLE t (id int PRIMARY KEY, v text); CREATE TABLE t_warm (id int PRIMARY KEY, v text)";
     let proxy =
-        start("sh_large", [&tables, &format!("{tables}; INSERT INTO t_warm VALUES (1, 'extra')")], |s| {
+        start("sh_large", [tables, &format!("{tables}; INSERT INTO t_warm VALUES (1, 'extra')")], |s| {
             s.shadow = format!(
                 "expire = \"10m\"\nstatement_timeout = \"{}s\"\nmax_result_bytes = {}",
                 patience.as_secs(),
                 1_u64 << 40
             );
         });
+    for cluster in [oldest(), newest()] {
+        let mut admin = cluster.admin("sh_large");
+        for first in (0..rows).step_by(STEP) {
+            let range = format!("generate_series({first} + 1, least({first} + {STEP}, {rows})) i");
+            admin.run(&format!("INSERT INTO t SELECT i, lpad(i::text, {width}, '-') FROM {range}"));
+        }
+    }
     let mut client = proxy.client("alice");
     client.run("SELECT id, v FROM t_warm"); // all that is loaded or kept once
     let found = |outcome: &str| crate::shadow::outcome(&proxy, outcome) > 0.5;
@@ -330,6 +333,8 @@ fn a_large_result_takes_little_memory() {
     assert!(rows.iter().any(|row| row[3].as_deref() == Some("v") && row[4] == Some(key.clone())), "{rows:?}");
 }
 
+/// Rows that are put in at once.
+const STEP: usize = 250_000;
 /// A comparison takes no more resident memory than this: rows of both sides are kept up to 2 MiB each, and buffers.
 const MOST_KIB: u64 = 16 << 10;
 /// Hot rows.

@@ -268,9 +268,11 @@ impl Asker {
 
 const BLOCKERS: &str = "SELECT p.pid, b.pid FROM pg_catalog.unnest($1::int4[]) p(pid),
   pg_catalog.unnest(pg_catalog.pg_blocking_pids(p.pid)) b(pid)";
+/// Who is in its COMMIT waits for no lock, and its lead's connection may do something else already.
 const JOINS: &str = "SELECT l.pid, l.objid::int8::int4 FROM pg_catalog.pg_locks l
   WHERE l.locktype = 'advisory' AND l.classid = $1::int8::oid AND l.objsubid = 2 AND l.granted AND l.pid IS NOT NULL
-  AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())";
+  AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+  AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_stat_activity a WHERE a.pid = l.pid AND a.state = 'active' AND a.query = 'COMMIT')";
 const BEGAN: &str =
     "SELECT a.pid, pg_catalog.date_part('epoch', a.xact_start) FROM pg_catalog.pg_stat_activity a
   WHERE a.pid = ANY ($1::int4[]) ORDER BY 1";

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{outcome, proxy, run_all, wait_for_state, waiting};
+use super::{SCHEMA, given_up::standby, outcome, proxy, run_all, wait_for_state, waiting};
 use crate::{
-    mirror::check_equal,
+    mirror::{check_equal, start_between},
     support::{
         Rng,
-        cluster::{newest, oldest},
+        cluster::{Cluster, newest, oldest},
         frames, needs_proxy,
         proxy::{Proxy, Settings},
         seed, wait_for,
@@ -180,6 +180,36 @@ fn a_wait_is_no_deadlock() {
         check_equal(&proxy);
         assert!(proxy.metric("deadlocks_total", &[]) < 0.5, "{mode}");
     }
+}
+
+/// The follower's COMMIT takes long, and its client has gone on: what that one waits for now has nothing to do with it.
+#[test]
+fn a_commit_that_nobody_waits_for_is_no_deadlock() {
+    needs_proxy!();
+    let target = Cluster::start("late", newest().major);
+    let proxy = start_between(oldest(), &target, "w_late", SCHEMA, |s| {
+        s.mirror = "mirror = \"journaled\"\nack = \"lead\"".to_owned();
+        s.mirroring =
+            "lock_timeout = \"30s\"\napply_timeout = \"30s\"\ndeadlock_after = \"300ms\"".to_owned();
+    });
+    let mut admin = target.admin("w_late");
+    admin.run("SET synchronous_commit = off");
+    let (mut a, mut b) = (proxy.client("alice"), proxy.client("bob"));
+    standby(&mut admin, "nobody");
+    a.run("UPDATE t_x SET v = 'a' WHERE id = 1");
+    run_all(&mut b, &["BEGIN", "UPDATE t_x SET v = 'b' WHERE id IN (1, 2)"]);
+    a.send(&frames::query("UPDATE t_x SET v = 'a' WHERE id = 2"));
+    let mut source = oldest().admin("w_late");
+    wait_for("a waits for b", || waiting(&mut source));
+    b.send(&frames::query("COMMIT"));
+    wait_for("b waits for what a has left", || waiting(&mut admin));
+    wait_for_state(&proxy, "applying", Duration::from_secs(2));
+    standby(&mut admin, "");
+    for client in [&mut a, &mut b] {
+        outcome(client).expect("nobody gives way");
+    }
+    assert!(proxy.metric("deadlocks_total", &[]) < 0.5, "{}", proxy.log());
+    check_equal(&proxy);
 }
 
 /// Who holds the row is prepared, and nobody knows yet what becomes of it: recovery is told to look, again and again.

@@ -174,7 +174,7 @@ fn a_commit_that_hangs() {
 }
 
 /// The server waits for a standby of this name at each COMMIT.
-fn standby(admin: &mut Wire, name: &str) {
+pub(super) fn standby(admin: &mut Wire, name: &str) {
     admin.run(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'"));
     admin.run("SELECT pg_reload_conf()");
     wait_for("the setting", || admin.run("SHOW synchronous_standby_names").as_deref() == Some(name));
