@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-page test lint rules bench bench-mirror drivers chaos shadow-soak fuzz
+.PHONY: help setup build demo demo-page test lint rules bench bench-mirror bench-shadow drivers chaos shadow-soak fuzz
 
 help:    ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ bench:   ## direct, pgbouncer and crossfade side by side (BENCH="--quick")
 bench-mirror: ## what dual writes cost, beside pgpool's native replication (BENCH="--rounds 1")
 	tools/setup bench
 	tools/bench_mirror $(BENCH)
+
+bench-shadow: ## what shadow reads cost: latency and CPU at several shares (BENCH="--rounds 1")
+	tools/setup bench
+	tools/bench_shadow $(BENCH)
 
 drivers: ## real client libraries through the proxy, the long form
 	tools/setup drivers

@@ -6,6 +6,7 @@ use std::{
     future::poll_fn,
     io,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -77,6 +78,8 @@ pub(super) struct Client {
     pub(super) wrote_at: Option<Instant>,
     /// Where it wrote last: what `lastval()` means.
     pub(super) wrote_side: Option<Side>,
+    /// As whom its reads are executed a second time; made at the first of them.
+    pub(super) shadowed_as: RefCell<Option<Arc<super::shadow::Who>>>,
     /// Where it changed a setting last.
     pub(super) set_side: Side,
     /// The last unit changed what names mean, inside a block.

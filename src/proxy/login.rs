@@ -1,6 +1,6 @@
 //! From a proven identity to a served client.
 
-use std::{rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use bytes::BytesMut;
 
@@ -245,6 +245,7 @@ fn client(
         read_committed: true,
         wrote_at: None,
         wrote_side: None,
+        shadowed_as: RefCell::default(),
         set_side: Side::Source,
         context_moved: false,
         context_local: false,

@@ -34,7 +34,7 @@ pub(in crate::proxy) struct Job {
     sql: Vec<u8>,
     bound: Bound,
     answering: Side,
-    who: Who,
+    who: Arc<Who>,
     /// The client's, and those that shape output as the answering session reported them.
     settings: Vec<(String, String)>,
     application: String,
@@ -50,8 +50,10 @@ pub(in crate::proxy) struct Job {
 /// Of the extended protocol: raw parameter types, and the Bind behind its names.
 type Bound = Option<(Vec<u8>, Vec<u8>)>;
 
-/// As whom it is executed.
-struct Who {
+/// As whom it is executed. Shared by all reads of a client: made anew for each they would cost more than the comparison.
+pub(in crate::proxy) struct Who {
+    /// For as long as this is in force.
+    config: Arc<Config>,
     user: String,
     parameters: Vec<(String, String)>,
     minor: u16,

@@ -1,5 +1,7 @@
 //! Reads executed on both sides: what differs is found and named, and clients never notice.
 
+mod texts;
+
 use std::{
     collections::BTreeSet,
     process::Command,

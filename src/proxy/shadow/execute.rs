@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
+
 use super::Job;
 use crate::{
     Side,
@@ -153,14 +155,17 @@ async fn run(
         QueryError::Io(_) => Lost::Unreachable,
         QueryError::Server(_) => Lost::Refused,
     };
-    if let Some(sql) = settings::transition(&server.settings, &job.settings) {
-        server.query(&sql, &shard.buffers).await.map_err(lost)?;
+    if *server.settings != job.settings {
+        if let Some(sql) = settings::transition(&server.settings, &job.settings) {
+            server.query(&sql, &shard.buffers).await.map_err(lost)?;
+        }
         server.settings = Rc::new(job.settings.clone());
     }
     send(server, job);
     let sent = Instant::now();
     let most = job.config.shadow.max_result_bytes;
-    let mut answer = Answer { part: Part::Begin, refused: false, took: None, bytes: 0, most, shapes: None };
+    let mut answer =
+        Answer { part: Part::Begin, refused: false, undone: false, took: None, bytes: 0, most, shapes: None };
     poll_fn(|cx| answer.poll(cx, server, job, &shard.buffers, sink)).await?;
     if answer.refused {
         return Err(Lost::Refused);
@@ -168,22 +173,24 @@ async fn run(
     Ok(answer.took.unwrap_or_else(Instant::now) - sent)
 }
 
-/// The beginning of a transaction, the read, and its end, in one go. Were the beginning refused, the session would still
-/// be one that only reads.
+/// The beginning of a transaction, the read, and its end, in one go, to be answered with a single ReadyForQuery: every
+/// one costs the server a send and us a wake-up. Were the beginning refused, the session would still be one that only reads.
 fn send(server: &mut Server, job: &Job) {
     server.known.remove(b"");
     let out = &mut server.conn.output;
-    frame::put_query(out, "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY");
     match &job.bound {
         None => frame::put(out, b'Q', |b| {
-            b.extend_from_slice(&job.sql);
-            b.extend_from_slice(&[0]);
+            // A comment at the end of the text ends with its line.
+            for part in [BEGIN.as_bytes(), b"; ", &job.sql, b"\n; ", ROLLBACK.as_bytes(), &[0]] {
+                b.extend_from_slice(part);
+            }
         }),
         Some((types, bind)) => {
             let mut types = types.clone();
             if server.side == Side::Target {
                 oids::list(&mut types, &job.catalog.type_source_to_target);
             }
+            put_command(out, BEGIN);
             frame::put_parse(out, b"", &job.sql, &types);
             frame::put(out, b'B', |b| {
                 b.extend_from_slice(&[0, 0]);
@@ -191,10 +198,17 @@ fn send(server: &mut Server, job: &Job) {
             });
             frame::put(out, b'D', |b| b.extend_from_slice(b"P\0"));
             frame::put(out, b'E', |b| b.extend_from_slice(&[0; 5]));
+            put_command(out, ROLLBACK);
             frame::put(out, b'S', |_| {});
         }
     }
-    frame::put_query(out, "ROLLBACK");
+}
+
+/// A command without parameters, between others of the extended protocol.
+fn put_command(out: &mut BytesMut, sql: &str) {
+    frame::put_parse(out, b"", sql.as_bytes(), &[0, 0]);
+    frame::put(out, b'B', |b| b.extend_from_slice(&[0; 8])); // no names, formats and parameters
+    frame::put(out, b'E', |b| b.extend_from_slice(&[0; 5]));
 }
 
 /// Whose answer comes now.
@@ -208,8 +222,10 @@ enum Part {
 
 struct Answer {
     part: Part,
-    /// The transaction could not be begun.
+    /// The transaction could not be begun, or not be ended.
     refused: bool,
+    /// A failed transaction is rolled back by itself.
+    undone: bool,
     took: Option<Instant>,
     bytes: usize,
     most: usize,
@@ -227,9 +243,6 @@ impl Answer {
         sink: &mut impl Sink,
     ) -> Poll<Result<(), Lost>> {
         loop {
-            if let Poll::Ready(Err(_)) = server.conn.poll_flush(cx, buffers) {
-                return Poll::Ready(Err(Lost::Unreachable));
-            }
             while let Some((tag, length)) =
                 frame::header(&server.conn.input).map_err(|_| Lost::Unreachable)?
             {
@@ -245,6 +258,9 @@ impl Answer {
                     return Poll::Ready(Ok(()));
                 }
             }
+            if let Poll::Ready(Err(_)) = server.conn.poll_flush(cx, buffers) {
+                return Poll::Ready(Err(Lost::Unreachable));
+            }
             if ready!(server.conn.poll_fill(cx, buffers)).unwrap_or(0) == 0 {
                 return Poll::Ready(Err(Lost::Unreachable));
             }
@@ -256,22 +272,24 @@ impl Answer {
             return server.note_parameter(length);
         }
         if tag == b'Z' {
-            server.status = Status::from_byte(server.conn.input[HEADER]).unwrap_or(Status::Failed);
-            self.part = match self.part {
-                Part::Begin => {
-                    self.refused |= server.status != Status::Block;
-                    Part::Read
-                }
-                Part::Read => {
-                    self.took = Some(Instant::now());
-                    Part::Rollback
-                }
-                Part::Rollback | Part::Over => Part::Over,
-            };
-            return;
+            return self.ready(server);
         }
-        if self.part != Part::Read {
-            return;
+        match (self.part, tag) {
+            (Part::Begin, b'C') => {
+                self.part = Part::Read;
+                return;
+            }
+            // A text that cannot be parsed does not come to its beginning.
+            (Part::Begin, b'E') if job.bound.is_none() => {}
+            (Part::Read, _) => {}
+            (part, _) => {
+                self.refused |= part == Part::Begin && tag == b'E';
+                return;
+            }
+        }
+        if matches!(tag, b'C' | b'E' | b'I') {
+            self.took = Some(Instant::now());
+            self.part = Part::Rollback;
         }
         let body = &mut server.conn.input[HEADER..length];
         match tag {
@@ -297,7 +315,21 @@ impl Answer {
         }
         sink.frame(tag, &server.conn.input[..length]);
     }
+
+    fn ready(&mut self, server: &mut Server) {
+        server.status = Status::from_byte(server.conn.input[HEADER]).unwrap_or(Status::Failed);
+        if server.status == Status::Idle || self.undone {
+            self.refused |= server.status != Status::Idle;
+            self.part = Part::Over;
+        } else {
+            frame::put_query(&mut server.conn.output, ROLLBACK);
+            self.undone = true;
+        }
+    }
 }
+
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY";
+const ROLLBACK: &str = "ROLLBACK";
 
 /// Beyond `statement_timeout`: for a server that does not enforce it.
 const GRACE: Duration = Duration::from_secs(1);

@@ -1,6 +1,6 @@
 //! On the data thread: is this read executed a second time, and what did the client get?
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use super::{Bound, Job, Who};
 use crate::{
@@ -174,25 +174,19 @@ impl Client {
         (sql, bound): (Vec<u8>, Bound),
         server: &Server,
     ) -> Job {
-        let pool = &self.pools[0].key;
         let mut tables = statement.reads.iter();
         let table = tables.next().filter(|_| tables.next().is_none());
         let relation = table.and_then(|table| self.current.catalog.relations.get(table));
         Job {
-            config: std::sync::Arc::clone(&self.current.config),
-            catalog: std::sync::Arc::clone(&self.current.catalog),
+            config: Arc::clone(&self.current.config),
+            catalog: Arc::clone(&self.current.catalog),
             repository,
             reads,
             fingerprint,
             sql,
             bound,
             answering: server.side,
-            who: Who {
-                user: pool.user.to_string(),
-                parameters: parameters(&pool.parameters),
-                minor: pool.minor,
-                credentials: Side::BOTH.map(|side| self.pools[side.index()].credentials.borrow().clone()),
-            },
+            who: self.shadowed_as(),
             settings: self.pinned_settings(server),
             application: self.application(),
             total_order: statement.total_order,
@@ -202,6 +196,23 @@ impl Client {
             took: std::time::Duration::ZERO,
             queued: Instant::now(),
         }
+    }
+
+    fn shadowed_as(&self) -> Arc<Who> {
+        let mut known = self.shadowed_as.borrow_mut();
+        if let Some(who) = known.as_ref().filter(|who| Arc::ptr_eq(&who.config, &self.current.config)) {
+            return Arc::clone(who);
+        }
+        let pool = &self.pools[0].key;
+        let who = Arc::new(Who {
+            config: Arc::clone(&self.current.config),
+            user: pool.user.to_string(),
+            parameters: parameters(&pool.parameters),
+            minor: pool.minor,
+            credentials: Side::BOTH.map(|side| self.pools[side.index()].credentials.borrow().clone()),
+        });
+        *known = Some(Arc::clone(&who));
+        who
     }
 
     /// As the client calls itself now. In transaction pooling servers do not know its first name: RESET leaves none there.
