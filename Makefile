@@ -28,11 +28,12 @@ test:    ## unit and integration tests on real servers, then real drivers in sho
 	cargo test --locked
 	tests/drivers/run --seconds 2 --mode session
 	tests/drivers/run --seconds 2 --mode transaction --mirror atomic
+	cargo test --locked --features otlp --test it -- otlp
 
 lint:    ## formatting and clippy; warnings are errors
 	tools/setup
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 
 rules:   ## alert rules, by promtool
 	tools/setup rules

@@ -40,6 +40,8 @@ pub struct Config {
     pub admin: Admin,
     /// Logging.
     pub log: Log,
+    /// Metrics and spans for an OpenTelemetry collector.
+    pub telemetry: Telemetry,
     /// What all mirrored repositories share.
     pub mirror: Mirror,
     /// Reads that are executed on the other side as well, to be compared.
@@ -385,4 +387,46 @@ pub struct Log {
     pub json: bool,
     /// Statement text with its literals in logs and errors; without it, fingerprints only.
     pub literals: bool,
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Telemetry {
+    /// Where metrics and spans go.
+    pub endpoint: Option<Endpoint>,
+    /// From one export of metrics to the next.
+    pub interval: Duration,
+    /// Share of transactions of which spans are made.
+    pub spans: Share,
+}
+
+/// `http://authority/base` of an OTLP receiver.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Endpoint {
+    /// `host:port`.
+    pub authority: String,
+    /// Stands before `/v1/metrics` and `/v1/traces`; empty or begins with `/`.
+    pub base: String,
+}
+
+impl Endpoint {
+    /// Reads `http://host:port/base`; the port is 4318 without one.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let Some(rest) = text.strip_prefix("http://") else {
+            return Err("is not http://host:port (for TLS put a collector beside crossfade)");
+        };
+        let (authority, base) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+        let host = authority.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok());
+        let name = host.map_or(authority, |(host, _)| host);
+        let bracketed = name.starts_with('[') && name.ends_with(']');
+        let odd = |c: char| c.is_whitespace() || c.is_control() || "@?#".contains(c);
+        if name.is_empty() || (name.contains(':') && !bracketed) || text.contains(odd) {
+            return Err("is not http://host:port");
+        }
+        let authority = if host.is_some() { authority.to_owned() } else { format!("{authority}:4318") };
+        Ok(Self { authority, base: base.trim_end_matches('/').to_owned() })
+    }
 }

@@ -26,6 +26,8 @@ mod shared;
 mod snapshot;
 mod stats;
 mod tags;
+#[cfg(feature = "otlp")]
+mod telemetry;
 mod thread;
 mod transact;
 

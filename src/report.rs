@@ -7,5 +7,7 @@ pub mod hot;
 pub mod latency;
 pub mod log;
 pub mod metrics;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod process;
 pub mod tally;

@@ -3,6 +3,7 @@
 mod files;
 mod part;
 mod repositories;
+mod telemetry;
 mod users;
 
 pub use self::repositories::may_match;
@@ -101,6 +102,7 @@ pub fn hash(config: &Config) -> String {
         timeouts,
         admin,
         log,
+        telemetry,
         mirror,
         shadow,
         policy,
@@ -110,7 +112,7 @@ pub fn hash(config: &Config) -> String {
     let Policy { generation: _, repositories, on_unknown, transactions, sticky } = &**policy;
     // `Debug` of `Secret` shows no secret.
     let text = format!(
-        "{listen:?}{client_tls:?}{:?}{:?}{users:?}{backends:?}{pool:?}{limits:?}{timeouts:?}{admin:?}{log:?}\
+        "{listen:?}{client_tls:?}{:?}{:?}{users:?}{backends:?}{pool:?}{limits:?}{timeouts:?}{admin:?}{log:?}{telemetry:?}\
          {mirror:?}{shadow:?}{repositories:?}{on_unknown:?}{transactions:?}{sticky:?}",
         auth.method, auth.query
     );
@@ -144,6 +146,7 @@ impl Checker<'_> {
             timeouts: self.timeouts(),
             admin,
             log: self.log(),
+            telemetry: self.telemetry(),
             mirror: self.mirror(),
             shadow: self.shadow(),
             policy: Arc::new(self.policy()),

@@ -59,6 +59,11 @@ impl Config {
         rows.hot("admin.admin_users", self.admin.admin_users.join(", "));
         rows.hot("admin.stats_users", self.admin.stats_users.join(", "));
         rows.hot("admin.token", self.admin.token.map_or("", |_| "***"));
+        let endpoint = self.telemetry.endpoint.as_ref();
+        let endpoint = endpoint.map_or_else(String::new, |e| format!("http://{}{}", e.authority, e.base));
+        rows.hot("telemetry.otlp_endpoint", endpoint);
+        rows.hot("telemetry.otlp_interval", duration(Some(self.telemetry.interval)));
+        rows.hot("telemetry.otlp_spans", self.telemetry.spans.fraction());
         rows.hot("log.filter", &self.log.filter);
         rows.hot("log.format", if self.log.json { "json" } else { "text" });
         rows.hot("log.literals", self.log.literals);

@@ -80,6 +80,7 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "repository", many: true, keys: REPOSITORY },
     one("admin", ADMIN),
     one("log", LOG),
+    one("telemetry", TELEMETRY),
 ];
 
 /// The tables of a users file.
@@ -247,6 +248,12 @@ const ADMIN: &[Key] = &[
     key("stats_users", Kind::Texts, "[]"),
     optional("token", Kind::Secret),
     optional("token_file", Kind::Path),
+];
+
+const TELEMETRY: &[Key] = &[
+    optional("otlp_endpoint", Kind::Text),
+    key("otlp_interval", Kind::Positive, r#""10s""#),
+    key("otlp_spans", Kind::Fraction, "1.0"),
 ];
 
 const LOG: &[Key] = &[

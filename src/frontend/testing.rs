@@ -15,9 +15,9 @@ use super::{
 use crate::{
     config::{
         Admin, Auth, AuthMethod, Backend, BackendTls, ClientTls, Config, Limits, Listen, Log, Mirror, Pool,
-        PoolMode, Secret, Timeouts, TlsMode, User,
+        PoolMode, Secret, Telemetry, Timeouts, TlsMode, User,
     },
-    route::policy::{OnUnknown, Policy, TransactionReads},
+    route::policy::{OnUnknown, Policy, Share, TransactionReads},
     wire::{frame, stream::Stream},
 };
 
@@ -91,6 +91,7 @@ pub(crate) fn config(method: AuthMethod, users: &[(&str, Secret)]) -> Config {
         timeouts: timeouts(),
         admin: Admin { http: None, admin_users: Vec::new(), stats_users: Vec::new(), token: None },
         log: Log { filter: "info".to_owned(), json: false, literals: false },
+        telemetry: Telemetry { endpoint: None, interval: Duration::from_secs(10), spans: Share::ALL },
         mirror: Mirror {
             install: false,
             connections: 1,

@@ -94,6 +94,9 @@ pub(super) struct Client {
     pub(super) temporary: bool,
     /// How often its unit was sent to a side that leads no more.
     pub(super) late: u8,
+    /// What its transaction has done so far.
+    #[cfg(feature = "otlp")]
+    pub(super) trace: super::telemetry::Trace,
 }
 
 /// Why a client's connection ends.

@@ -51,6 +51,8 @@ pub(super) struct Global {
     pub(super) draining: AtomicBool,
     backends: [AtomicU8; 2],
     pub(super) plan_sizes: PlanSizes,
+    #[cfg(feature = "otlp")]
+    pub(super) spans: super::telemetry::Spans,
     tls: [ArcSwap<BackendTlsContext>; 2],
     paused: [watch::Sender<bool>; 2],
     /// The same, for a look that costs nothing.
@@ -144,6 +146,8 @@ impl Global {
             draining: AtomicBool::new(false),
             backends: [AtomicU8::new(UNKNOWN), AtomicU8::new(UNKNOWN)],
             plan_sizes: PlanSizes::default(),
+            #[cfg(feature = "otlp")]
+            spans: super::telemetry::Spans::default(),
             tls: tls.map(ArcSwap::from_pointee),
             paused: [watch::Sender::new(false), watch::Sender::new(false)],
             paused_now: [AtomicBool::new(false), AtomicBool::new(false)],

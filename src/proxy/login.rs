@@ -253,6 +253,8 @@ fn client(
         discards: false,
         temporary: false,
         late: 0,
+        #[cfg(feature = "otlp")]
+        trace: super::telemetry::Trace::default(),
         shared: seen,
     };
     if let Some(mut server) = home {

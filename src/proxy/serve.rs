@@ -122,6 +122,8 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     if let Some(listener) = http {
         tokio::spawn(serve_http(Arc::clone(&global), listener, stopping.clone()));
     }
+    #[cfg(feature = "otlp")]
+    let export = super::telemetry::Export::start(&global);
     let _ = notify::notify(State::Ready);
     tracing::info!(
         addresses = ?config.listen.addresses, threads = threads.len(), version = env!("CARGO_PKG_VERSION"), "crossfade serves"
@@ -135,6 +137,8 @@ async fn run(live: Arc<Live>, config: Arc<Config>, logs: log::Handle) -> Result<
     for ended in ended {
         let _ = ended.await;
     }
+    #[cfg(feature = "otlp")]
+    export.end().await;
     drop(mirroring);
     drop(shadowing);
     // Control connections say good-bye when their pools are gone.

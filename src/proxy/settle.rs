@@ -43,6 +43,8 @@ impl Client {
         if self.txn.status == Status::Idle {
             if self.txn.side.is_some() || footprint.is_some() {
                 self.shard.count_transaction(server.side, flight.sqlstate.is_none() && !flight.rolled_back);
+                #[cfg(feature = "otlp")]
+                self.trace_end(server.side, flight, now);
             }
             self.txn.ended();
             self.portals.clear();
@@ -344,12 +346,14 @@ impl Client {
     }
 
     pub(super) fn observe(
-        &self,
+        &mut self,
         choice: &Choice,
         flight: &Flight,
         (now, took): (Instant, Duration),
         [client, server]: [[u64; 2]; 2],
     ) {
+        #[cfg(feature = "otlp")]
+        self.trace_unit(choice.footprint.as_deref(), now.checked_sub(took).unwrap_or(now));
         let stats = &self.stats[choice.side.index()];
         stats.query(took, flight.sqlstate.is_some(), server);
         self.shard.count_bytes(client, choice.side, server);

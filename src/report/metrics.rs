@@ -5,20 +5,20 @@
 //! label set that is no longer true (a removed repository, an old hash) must vanish at once.
 
 mod closed;
+mod text;
 
 use std::{
     borrow::Cow,
     collections::BTreeMap,
-    fmt::Write as _,
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use super::{
     process,
-    tally::{BUCKETS, Count, Distribution, Series, Times},
+    tally::{Count, Distribution, Series, Times},
 };
 use crate::{Side, route::policy::Policy};
 
@@ -48,7 +48,7 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Counts by [`BUCKETS`].
+    /// Counts by bounds.
     Histogram,
 }
 
@@ -133,6 +133,7 @@ declare! {
     SHADOW_LATENCY: Histogram "crossfade_shadow_latency_seconds" ["repository", "backend"] "Latency of the reads that were executed on both sides.";
     SHADOW_DELTA: Histogram "crossfade_shadow_delta_seconds" ["repository"] "Latency on the target minus that on the source, of the same read: below 0 the target was faster.";
     SHADOW_QUEUE: Gauge "crossfade_shadow_queue" [] "Reads that wait for their second execution now.";
+    OTLP_DROPPED: Counter "crossfade_otlp_dropped_spans_total" ["reason"] "Spans that did not reach `telemetry.otlp_endpoint`: `queue` full, `export` failed.";
     PROCESS_CPU: Counter "process_cpu_seconds_total" [] "User and system CPU time of the process.";
     PROCESS_RSS: Gauge "process_resident_memory_bytes" [] "Resident memory of the process.";
     PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [] "Virtual memory of the process.";
@@ -173,7 +174,7 @@ impl Value<'_> {
 }
 
 /// Values of the labels, in the order of [`Metric::labels`].
-type Labels = Vec<Cow<'static, str>>;
+pub type Labels = Vec<Cow<'static, str>>;
 /// Values of one family of gauges.
 type Rows = BTreeMap<Labels, f64>;
 
@@ -306,29 +307,53 @@ impl Metrics {
 
     /// Everything, in Prometheus' text format.
     pub fn render(&self) -> String {
-        let mut out = String::new();
-        for &metric in ALL {
-            match metric.kind {
-                Kind::Gauge => {
-                    if let Some(rows) = lock(&self.gauges).get(metric.name) {
-                        write_family(&mut out, metric, rows);
-                    }
-                }
-                Kind::Counter | Kind::Histogram => {
-                    if let Some(rows) = lock(&self.series).get(metric.name) {
-                        write_series(&mut out, metric, rows);
-                    }
-                    if let Some(rows) = lock(&self.distributions).get(metric.name) {
-                        write_distributions(&mut out, metric, rows);
-                    }
-                }
-            }
-        }
-        for (metric, value) in process::read() {
-            write_family(&mut out, metric, &Rows::from([(Vec::new(), value)]));
-        }
-        out
+        text::render(&self.families())
     }
+
+    /// Everything there is now, in the order of [`ALL`].
+    pub fn families(&self) -> Vec<Family> {
+        let process: BTreeMap<_, _> = process::read().into_iter().map(|(m, value)| (m.name, value)).collect();
+        let mut families = Vec::new();
+        for &metric in ALL {
+            let rows: Vec<(Labels, Sample)> = if let Some(&value) = process.get(metric.name) {
+                vec![(Vec::new(), Sample::Number(value))]
+            } else if let Some(rows) = lock(&self.gauges).get(metric.name) {
+                rows.iter().map(|(labels, &value)| (labels.clone(), Sample::Number(value))).collect()
+            } else if let Some(rows) = lock(&self.distributions).get(metric.name) {
+                rows.iter().map(|(l, found)| (l.clone(), Sample::Distribution(found.clone()))).collect()
+            } else if let Some(rows) = lock(&self.series).get(metric.name) {
+                let sample = |series: &Series| match metric.kind {
+                    Kind::Counter | Kind::Gauge => Sample::Count(series.total()),
+                    Kind::Histogram => Sample::Distribution(series.distribution()),
+                };
+                rows.iter().map(|(labels, series)| (labels.clone(), sample(series))).collect()
+            } else {
+                continue;
+            };
+            families.push(Family { metric, rows });
+        }
+        families
+    }
+}
+
+/// A metric and its series at one moment.
+#[derive(Debug)]
+pub struct Family {
+    /// Which.
+    pub metric: &'static Metric,
+    /// By the values of its labels.
+    pub rows: Vec<(Labels, Sample)>,
+}
+
+/// The value of a series.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sample {
+    /// Of a counter.
+    Count(u64),
+    /// Of a gauge, or of a counter of the kernel's.
+    Number(f64),
+    /// Of a histogram.
+    Distribution(Distribution),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -357,75 +382,9 @@ fn weights(policy: &Policy) -> impl Iterator<Item = (Vec<Value<'_>>, f64)> {
     })
 }
 
-fn write_family(out: &mut String, metric: &Metric, rows: &Rows) {
-    write_head(out, metric);
-    for (labels, value) in rows {
-        write_row(out, metric, "", labels, None, value);
-    }
-    out.push('\n');
-}
-
-fn write_series(out: &mut String, metric: &Metric, rows: &BTreeMap<Labels, Series>) {
-    write_head(out, metric);
-    for (labels, series) in rows {
-        let totals = series.totals();
-        let [buckets @ .., nanos] = &totals[..] else { continue };
-        if metric.kind == Kind::Counter {
-            write_row(out, metric, "", labels, None, nanos);
-            continue;
-        }
-        let mut count = 0;
-        let bounds = BUCKETS.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
-        for (bound, n) in bounds.zip(buckets) {
-            count += n;
-            write_row(out, metric, "_bucket", labels, Some(&bound), &count);
-        }
-        write_row(out, metric, "_sum", labels, None, &Duration::from_nanos(*nanos).as_secs_f64());
-        write_row(out, metric, "_count", labels, None, &count);
-    }
-    out.push('\n');
-}
-
-fn write_distributions(out: &mut String, metric: &Metric, rows: &BTreeMap<Labels, Distribution>) {
-    write_head(out, metric);
-    for (labels, found) in rows {
-        for (bound, n) in &found.below {
-            write_row(out, metric, "_bucket", labels, Some(&bound.to_string()), n);
-        }
-        write_row(out, metric, "_bucket", labels, Some("+Inf"), &found.count);
-        write_row(out, metric, "_sum", labels, None, &found.sum);
-        write_row(out, metric, "_count", labels, None, &found.count);
-    }
-    out.push('\n');
-}
-
-fn write_head(out: &mut String, metric: &Metric) {
-    let _ = writeln!(out, "# HELP {} {}", metric.name, metric.help);
-    let _ = writeln!(out, "# TYPE {} {}", metric.name, metric.kind.name());
-}
-
-fn write_row(
-    out: &mut String,
-    metric: &Metric,
-    suffix: &str,
-    labels: &Labels,
-    bound: Option<&str>,
-    value: &dyn std::fmt::Display,
-) {
-    let _ = write!(out, "{}{suffix}", metric.name);
-    let mut separator = '{';
-    let labels = metric.labels.iter().copied().zip(labels.iter().map(|v| &**v));
-    for (name, value) in labels.chain(bound.map(|bound| ("le", bound))) {
-        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let _ = write!(out, "{separator}{name}=\"{value}\"");
-        separator = ',';
-    }
-    let _ = writeln!(out, "{} {value}", if separator == '{' { "" } else { "}" });
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, time::Duration};
 
     use super::*;
     use crate::route::policy::{OnUnknown, Repository, Share, TransactionReads};

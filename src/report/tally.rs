@@ -132,6 +132,24 @@ impl Series {
         self.past = vec![n];
     }
 
+    /// Of a counter.
+    pub fn total(&self) -> u64 {
+        self.totals().first().copied().unwrap_or_default()
+    }
+
+    /// Of a histogram.
+    pub fn distribution(&self) -> Distribution {
+        let totals = self.totals();
+        let Some((nanos, buckets)) = totals.split_last() else { return Distribution::default() };
+        let mut count = 0;
+        let mut rise = |n: &u64| {
+            count += n;
+            count
+        };
+        let below = BUCKETS.iter().zip(buckets).map(|(&bound, n)| (bound, rise(n))).collect();
+        Distribution { below, count: buckets.iter().sum(), sum: Duration::from_nanos(*nanos).as_secs_f64() }
+    }
+
     /// The sums over all writers.
     pub fn totals(&self) -> Vec<u64> {
         let mut totals = self.past.clone();

@@ -18,6 +18,8 @@ mod mirror_repair;
 mod mirror_waits;
 mod moves;
 mod operation;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod page;
 mod reload;
 mod security;

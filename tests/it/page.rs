@@ -116,6 +116,57 @@ fn state_says_what_the_metrics_say() {
     assert!(!text.contains("planted") && !text.contains("v50"), "a value is shown: {text}");
 }
 
+/// What the report says, in which form, with which exit status.
+#[test]
+fn the_report_tells_what_was_found() {
+    needs_proxy!();
+    let mut proxy = start("page_report", |_| {});
+    let told = |proxy: &Proxy, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_crossfade"));
+        // The address comes from the configuration here, from `--url` elsewhere.
+        command.arg("report").arg("--config").arg(proxy.config_file()).args(arguments);
+        let said = command.output().expect("it runs");
+        let [out, err] = [said.stdout, said.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
+        (said.status.code(), out, err)
+    };
+    let (code, out, _) = told(&proxy, &[]);
+    assert_eq!(code, Some(3), "nothing was compared: {out}");
+    assert!(out.contains("document: nothing compared yet"), "{out}");
+
+    proxy.client("alice").run("SELECT id, v FROM t WHERE id = 1");
+    wait_for("a comparison", || proxy.metric("shadow_comparisons_total", &[]) > 0.5);
+    let (code, out, _) = told(&proxy, &[]);
+    assert_eq!(code, Some(0), "the sides are equal: {out}");
+
+    read_once(&proxy);
+    wait_for("eleven comparisons", || proxy.metric("shadow_comparisons_total", &[]) > 10.5);
+    let (code, table, _) = told(&proxy, &[]);
+    assert_eq!(code, Some(1), "they differ: {table}");
+    let line = |name: &str| {
+        let line = table.lines().find(|line| line.split_whitespace().next() == Some(name));
+        let line = line.unwrap_or_else(|| panic!("no line of {name} in\n{table}"));
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(line("document")[1..4], ["11", "1", "9.0909"], "compared, diverged, percent:\n{table}");
+    assert_eq!(line("rewrite")[1..3], ["10", "1"], "by application:\n{table}");
+    assert!(table.contains("document cell, column v, key id=50, 1 times, source answered"), "{table}");
+    let command = "psql \"$side\" -c 'SELECT id, v FROM t WHERE id = $1'";
+    assert!(table.contains(command) && !table.contains("planted"), "{table}");
+
+    let (code, json, _) = told(&proxy, &["--json"]);
+    let json: Value = serde_json::from_str(&json).expect("one object");
+    let answer = state(&proxy);
+    assert_eq!((code, &json["divergences"]), (Some(1), &answer["divergences"]));
+    assert_eq!(json["repositories"][1]["stats"], answer["repositories"][1]["stats"]);
+
+    proxy.kill();
+    let (code, out, err) = told(&proxy, &["--json"]);
+    assert!(
+        code == Some(2) && out.is_empty() && err.contains("could not ask 127.0.0.1:"),
+        "{code:?} {out} {err}"
+    );
+}
+
 /// The page in a real browser: empty, filled, live, on a phone, in the dark, without the proxy; and as a file.
 #[test]
 fn a_browser_shows_the_numbers() {

@@ -155,6 +155,13 @@ impl Part<'_> {
         }
     }
 
+    /// The same in basis points.
+    pub(super) fn fraction_share(&self, key: &str) -> Share {
+        let points = (self.fraction(key) * 10_000.0).round();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 10 000")]
+        Share::new(points as u16).unwrap_or(Share::ALL)
+    }
+
     pub(super) fn switch(&self, key: &str) -> bool {
         matches!(self.value(key), Some(Value::Bool(true)))
     }

@@ -71,13 +71,11 @@ impl Checker<'_> {
 }
 
 fn shadowed(part: &Part<'_>) -> Shadowed {
-    let points = (part.fraction("shadow") * 10_000.0).round();
-    if points > 0.0 && part.choice("mirror") == "off" {
+    let share = part.fraction_share("shadow");
+    if share != Share::NONE && part.choice("mirror") == "off" {
         let message = "the sides are compared though nothing mirrors the writes: expect differences";
         part.warn("shadow", message, None);
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and 10 000")]
-    let share = Share::new(points as u16).unwrap_or(Share::ALL);
     let rules = part.inner("compare").map_or_else(Rules::default, |part| Rules {
         ignore: part.texts("ignore").into_iter().map(|(name, _)| name).collect(),
         float_tolerance: part.fraction("float_tolerance"),

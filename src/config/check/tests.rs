@@ -99,6 +99,16 @@ fn the_least_is_enough() {
 }
 
 #[test]
+fn otlp_needs_its_feature() {
+    let text = "[telemetry]\notlp_endpoint = 'https://collector'";
+    let built = "proxy.toml:2:17: telemetry.otlp_endpoint: this binary was built without OTLP; \
+                 build it with cargo build --release --features otlp";
+    let wrong = "proxy.toml:2:17: telemetry.otlp_endpoint: is not http://host:port (for TLS put a collector beside crossfade)";
+    let both = [built, wrong];
+    mistakes(text, &both[usize::from(cfg!(feature = "otlp"))..]);
+}
+
+#[test]
 fn every_mistake_at_once() {
     mistakes(
         "[pool]\nmode = 'sesion'\nsize = 0\nmin_sise = 3\n[timeout]\nquery = '1s'\n[timeouts]\nquery = 30\ndrain = '1d'\n\

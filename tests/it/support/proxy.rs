@@ -55,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) repositories: String,
     /// Body of `[shadow]`.
     pub(crate) shadow: String,
+    /// Body of `[telemetry]`.
+    pub(crate) telemetry: String,
     /// `tables` of the repository `document`.
     pub(crate) tables: String,
 }
@@ -96,6 +98,7 @@ impl Settings {
             mirroring: String::new(),
             repositories: String::new(),
             shadow: String::new(),
+            telemetry: String::new(),
             tables: "\"public.documents\"".to_owned(),
         }
     }
@@ -146,6 +149,7 @@ impl Settings {
             ("log", &self.log),
             ("mirror", &self.mirroring),
             ("shadow", &self.shadow),
+            ("telemetry", &self.telemetry),
         ] {
             if !body.is_empty() {
                 let _ = write!(toml, "\n[{table}]\n{body}\n");
