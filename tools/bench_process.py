@@ -21,14 +21,27 @@ def output(command, check=True, **options):
 def tree_seconds(root):
     """User and system seconds of a process, its children that live, and those of its children that were waited for."""
     total = 0.0
-    children = output(["pgrep", "-P", root], check=False).split()
-    for pid in [str(root), *children]:
+    for pid in tree(root):
         try:
             fields = stat(f"/proc/{pid}/stat")
         except OSError:
             continue
-        total += sum(int(field) for field in (fields[11:15] if pid == str(root) else fields[11:13])) / TICK
+        total += sum(int(field) for field in (fields[11:15] if pid == root else fields[11:13])) / TICK
     return total
+
+
+def tree(root):
+    """A process and its children."""
+    return [root, *map(int, output(["pgrep", "-P", root], check=False).split())]
+
+
+def send(pids, number):
+    """A signal to those that still live."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
 
 
 def thread_seconds(pid):
