@@ -202,7 +202,7 @@ const MIRROR: &[Key] = &[
     key("install", Kind::Bool, "false"),
     key("connections", Kind::Int(1, 10_000), "20"),
     key("lock_timeout", Kind::Positive, r#""1s""#),
-    key("deadlock_after", Kind::Positive, r#""1s""#),
+    key("deadlock_after", Kind::Positive, r#""300ms""#),
     key("apply_timeout", Kind::Positive, r#""5s""#),
     key("retry_after", Kind::Positive, r#""1s""#),
     key("journal_grace", Kind::Positive, r#""2s""#),

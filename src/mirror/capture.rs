@@ -341,11 +341,11 @@ pub fn collect(tables: &[Captured], token_sha256: &str) -> String {
     let body = body.replace("@lookups", &lookups);
     let tag = tag(&body);
     format!(
-        "CREATE OR REPLACE FUNCTION crossfade.collect(journal boolean, token text)\n\
+        "CREATE OR REPLACE FUNCTION crossfade.collect(token text)\n\
          RETURNS text[] LANGUAGE plpgsql VOLATILE SECURITY DEFINER\n\
          SET search_path = pg_catalog, pg_temp SET row_security = off SET enable_seqscan = off{settings} AS {tag}\n{body}{tag};\n\
-         REVOKE ALL ON FUNCTION crossfade.collect(boolean, text) FROM PUBLIC;\n\
-         GRANT EXECUTE ON FUNCTION crossfade.collect(boolean, text) TO PUBLIC"
+         REVOKE ALL ON FUNCTION crossfade.collect(text) FROM PUBLIC;\n\
+         GRANT EXECUTE ON FUNCTION crossfade.collect(text) TO PUBLIC"
     )
 }
 
@@ -366,12 +366,12 @@ fn branch(tables: &[&Captured], text: &mut String) {
 }
 
 /// What it gives: `!` when all is in the journal, the transaction, its row in the journal, then in pairs an entry and its
-/// final row. One array, since a set of rows costs four times as much. Entries are gathered by key where there are many,
-/// else by who reads them; what stands before the last TRUNCATE of its table is void, and T comes first.
+/// final row. One array, since a set of rows costs four times as much; few expressions, since each is made ready anew in every
+/// transaction. Entries are gathered by key where there are many, else by who reads them; what stands before the last
+/// TRUNCATE of its table is void, and T comes first.
 const COLLECT: &str = "#variable_conflict use_variable
 DECLARE
-  held text := coalesce(current_setting('crossfade.keys', true), '');
-  overflow text := CASE left(held, 1) WHEN '!' THEN '!' ELSE '' END;
+  held text := current_setting('crossfade.keys', true);
   collected text[];
   result text[];
   parts text[];
@@ -379,35 +379,31 @@ DECLARE
   number int;
   k text;
   image text;
-  at int := 4;
 BEGIN
-  IF sha256(convert_to(token, 'UTF8')) IS DISTINCT FROM decode('@sha256', 'hex') THEN
+  IF (sha256(token::bytea) = decode('@sha256', 'hex')) IS NOT TRUE THEN
     RAISE EXCEPTION USING ERRCODE = '42501', MESSAGE = 'crossfade: only the proxy may read write sets';
   END IF;
-  IF length(held) > 1 THEN
-    collected := ('{' || rtrim(substr(held, 2), ',') || '}')::text[];
-    IF journal OR overflow <> '' THEN
-      INSERT INTO crossfade.journal (xid, sync, entries) VALUES (pg_current_xact_id(), overflow = '', collected)
-      RETURNING id::text INTO image;
-    END IF;
+  IF (length(held) > 1) IS NOT TRUE THEN
+    RETURN ARRAY[CASE held WHEN '!' THEN '!' ELSE '' END, pg_current_xact_id_if_assigned()::text, NULL];
   END IF;
-  result := ARRAY[overflow, pg_current_xact_id_if_assigned()::text, image];
-  IF collected IS NULL OR overflow <> '' THEN
+  collected := ('{' || rtrim(substr(held, 2), ',') || '}')::text[];
+  INSERT INTO crossfade.journal (xid, sync, entries) VALUES (pg_current_xact_id(), left(held, 1) = '{', collected)
+  RETURNING ARRAY[CASE WHEN sync THEN '' ELSE '!' END, xid::text, id::text] INTO result;
+  IF result[1] = '!' THEN
     RETURN result;
   END IF;
   IF cardinality(collected) > 64 OR strpos(held, '\"T') > 0 THEN
 @group
   END IF;
   FOREACH entry IN ARRAY collected LOOP
-    image := NULL;
-    IF left(entry, 1) <> 'R' AND left(entry, 1) <> 'T' THEN
+    IF strpos('RT', left(entry, 1)) > 0 THEN
+      image := NULL;
+    ELSE
       number := ltrim(split_part(entry, ':', 1), 'IUD')::int;
       k := substr(entry, strpos(entry, ':') + 1);
 @lookups
     END IF;
-    result[at] := entry;
-    result[at + 1] := image;
-    at := at + 2;
+    result := result || ARRAY[entry, image];
   END LOOP;
   RETURN result;
 END;

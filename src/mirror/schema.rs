@@ -41,13 +41,9 @@ ALTER TABLE crossfade.journal SET (autovacuum_vacuum_scale_factor = 0, autovacuu
   autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000);
 INSERT INTO crossfade.meta VALUES ('version', '1'), ('next_table', '1'), ('next_repository', '1')
   ON CONFLICT DO NOTHING;
--- They gave sets of rows once.
-DO $$ BEGIN
-  IF EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'crossfade'::regnamespace AND p.proname = 'write_set' AND p.proretset) THEN
-    DROP FUNCTION crossfade.write_set(boolean, text);
-    DROP FUNCTION crossfade.collect(boolean, text);
-  END IF;
-END $$;
+-- They had another parameter once.
+DROP FUNCTION IF EXISTS crossfade.write_set(boolean, text);
+DROP FUNCTION IF EXISTS crossfade.collect(boolean, text);
 -- ALTER DEFAULT PRIVILEGES may have given them to others, and meta holds a secret.
 DO $$
 DECLARE one record;
@@ -72,46 +68,57 @@ pub fn functions(side: Side) -> String {
     let look = |number: &str, indent: &str| {
         LOOK_WHO_LEADS.replace("@number", number).replace('\n', &format!("\n{indent}"))
     };
+    let name = |number: &str| NAME.replace("@number", number);
     functions
+        .replace("@name:repository", &name("repository"))
+        .replace("@name:one", &name("one"))
         .replace("@look:repository", &look("repository", "  "))
         .replace("@look:one", &look("one", "    "))
         .replace("@side", side.name())
         .replace("@class", &LOCK_CLASS.to_string())
 }
 
-/// Takes the fence lock of the repository `@number`, then looks who leads it.
+/// Takes the fence lock of the repository `@number`, then looks who leads it. Every name and operator is qualified. An
+/// assignment of one expression runs without a query of its own.
 ///
 /// Under READ COMMITTED every statement of a volatile function has a snapshot of its own: it sees what was committed
 /// before the lock was granted. An older snapshot does not, so there the row is locked, which fails when it has changed.
-const LOOK_WHO_LEADS: &str = "PERFORM pg_advisory_xact_lock_shared(@class, @number);
-IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
-  SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = @number FOR SHARE;
+const LOOK_WHO_LEADS: &str = "done := pg_catalog.pg_advisory_xact_lock_shared(@class, @number) IS NULL;
+IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.~~) 'read %' THEN
+  SELECT r.lead INTO found_lead FROM crossfade.repositories r WHERE r.number OPERATOR(pg_catalog.=) @number;
 ELSE
-  SELECT r.name, r.lead INTO found_name, found_lead FROM crossfade.repositories r WHERE r.number = @number;
+  SELECT r.lead INTO found_lead FROM crossfade.repositories r WHERE r.number OPERATOR(pg_catalog.=) @number FOR SHARE;
 END IF;";
 
+/// The name of the repository `@number`, for a message.
+const NAME: &str = "coalesce((SELECT r.name FROM crossfade.repositories r WHERE r.number OPERATOR(pg_catalog.=) @number), @number::pg_catalog.text)";
+
+/// It runs once a transaction, so its settings are the client's: setting and resetting `search_path` costs more than the
+/// lock.
 const ARM: &str = "
 CREATE OR REPLACE FUNCTION crossfade.arm(repositories int[], side text) RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
-DECLARE one int; found_name text; found_lead text;
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER AS $crossfade$
+DECLARE one pg_catalog.int4; found_lead pg_catalog.text; done pg_catalog.bool; held pg_catalog.text;
 BEGIN
-  IF side <> '@side' THEN
-    RAISE EXCEPTION USING ERRCODE = 'CF001', MESSAGE = 'crossfade: this server is the @side, not the ' || side;
+  IF side OPERATOR(pg_catalog.<>) '@side' THEN
+    RAISE EXCEPTION USING ERRCODE = 'CF001',
+      MESSAGE = pg_catalog.concat('crossfade: this server is the @side, not the ', side);
   END IF;
-  IF current_setting('transaction_read_only') = 'on' THEN
+  IF pg_catalog.current_setting('transaction_read_only') OPERATOR(pg_catalog.=) 'on' THEN
     RETURN; -- nothing will be written, and the client hears why in the server's own words
   END IF;
   FOREACH one IN ARRAY repositories LOOP
     @look:one
-    IF found_lead IS DISTINCT FROM side THEN
+    IF (found_lead OPERATOR(pg_catalog.=) side) IS NOT TRUE THEN
       RAISE EXCEPTION USING ERRCODE = 'CF001',
-        MESSAGE = format('crossfade: writes of repository %s are led by the %s, not by the @side',
-                         coalesce(found_name, one::text), coalesce(found_lead, 'nobody'));
+        MESSAGE = pg_catalog.concat('crossfade: writes of repository ', @name:one, ' are led by the ',
+                                    coalesce(found_lead, 'nobody'), ', not by the @side');
     END IF;
-    PERFORM set_config('crossfade.fence_' || one::text, 'on', true);
+    held := pg_catalog.set_config(pg_catalog.concat('crossfade.fence_', one), 'on', true);
   END LOOP;
-  IF coalesce(current_setting('crossfade.keys', true), '') = '' THEN
-    PERFORM set_config('crossfade.keys', '{', true);
+  held := pg_catalog.current_setting('crossfade.keys', true);
+  IF (pg_catalog.octet_length(held) OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
+    held := pg_catalog.set_config('crossfade.keys', '{', true);
   END IF;
 END $crossfade$;
 REVOKE ALL ON FUNCTION crossfade.arm(int[], text) FROM PUBLIC;
@@ -123,13 +130,13 @@ GRANT EXECUTE ON FUNCTION crossfade.arm(int[], text) TO PUBLIC;
 const FENCE: &str = "
 CREATE OR REPLACE FUNCTION crossfade.fence(repository int) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
-DECLARE found_name text; found_lead text;
+DECLARE found_lead text; done boolean;
 BEGIN
   @look:repository
   IF found_lead IS DISTINCT FROM '@side' THEN
     RAISE EXCEPTION USING ERRCODE = '40001',
       MESSAGE = format('crossfade: writes of repository %s are led by the %s, not by the @side',
-                       coalesce(found_name, repository::text), coalesce(found_lead, 'nobody')),
+                       @name:repository, coalesce(found_lead, 'nobody')),
       HINT = 'Repeat the transaction. A statement that writes to several repositories needs them led by one side.';
   END IF;
   PERFORM set_config('crossfade.fence_' || repository::text, 'on', true);
@@ -143,7 +150,7 @@ GRANT EXECUTE ON FUNCTION crossfade.fence(int) TO PUBLIC;
 const SPILL: &str = "
 CREATE OR REPLACE FUNCTION crossfade.spill(held text, entries text, repository int) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $crossfade$
-DECLARE found_name text; found_lead text;
+DECLARE found_lead text; done boolean;
 BEGIN
   IF held <> '' THEN
     IF length(held) > 1 THEN
@@ -157,7 +164,7 @@ BEGIN
   IF found_lead IS DISTINCT FROM '@side' THEN
     RAISE EXCEPTION USING ERRCODE = '55000',
       MESSAGE = format('crossfade: writes of repository %s are led by the %s, not by the @side',
-                       coalesce(found_name, repository::text), coalesce(found_lead, 'nobody')),
+                       @name:repository, coalesce(found_lead, 'nobody')),
       HINT = 'Write through the proxy, or to the side that leads.';
   END IF;
   INSERT INTO crossfade.journal (xid, sync, entries)
@@ -198,12 +205,12 @@ GRANT EXECUTE ON FUNCTION crossfade.leave(bigint, double precision) TO PUBLIC;
 
 /// Runs as the client and with its settings: deferred triggers are the client's code.
 const WRITE_SET: &str = "
-CREATE OR REPLACE FUNCTION crossfade.write_set(journal boolean, token text)
+CREATE OR REPLACE FUNCTION crossfade.write_set(token text)
 RETURNS text[] LANGUAGE plpgsql VOLATILE AS $crossfade$
 BEGIN
   SET CONSTRAINTS ALL IMMEDIATE;
-  RETURN crossfade.collect(journal, token);
+  RETURN crossfade.collect(token);
 END $crossfade$;
-REVOKE ALL ON FUNCTION crossfade.write_set(boolean, text) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION crossfade.write_set(boolean, text) TO PUBLIC;
+REVOKE ALL ON FUNCTION crossfade.write_set(text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION crossfade.write_set(text) TO PUBLIC;
 ";

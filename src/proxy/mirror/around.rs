@@ -91,7 +91,7 @@ impl Client {
         let token = token.as_ref().map_or(&b""[..], |t| t.as_bytes());
         // Looked up before it is asked: the answer proves that the server has not crashed since.
         server.checkpoint = state.checkpoint(server.side);
-        script.call_binary(server, own::WRITE_SET, &[Some(b"t"), Some(token)]);
+        script.call_binary(server, own::WRITE_SET, &[Some(token)]);
     }
 
     /// What all these repositories promise: two-phase commit only when each of them wants it, and the journal alone

@@ -9,16 +9,14 @@ pub(super) const COMMIT: Own<'static> = Own { name: "crossfade_commit", sql: "CO
 /// On both.
 pub(super) const ROLLBACK: Own<'static> = Own { name: "crossfade_rollback", sql: "ROLLBACK" };
 /// No rows, in the middle of a client's batch too. Fence lock, look at who leads, capture into the transaction: `$1` numbers of repositories, `$2` this side.
-pub(super) const ARM: Own<'static> = Own {
-    name: "crossfade_arm",
-    sql: "SELECT FROM crossfade.arm($1::pg_catalog.int4[], $2) AS a WHERE a IS NULL",
-};
-/// Keys and final rows, in binary: `$1` writes them to the journal as well, `$2` is the token.
+pub(super) const ARM: Own<'static> =
+    Own { name: "crossfade_arm", sql: "SELECT WHERE crossfade.arm($1::pg_catalog.int4[], $2) IS NULL" };
+/// Keys, which go to the journal, and final rows, in binary: `$1` is the token.
 pub(super) const WRITE_SET: Own<'static> =
-    Own { name: "crossfade_write_set", sql: "SELECT crossfade.write_set($1::pg_catalog.bool, $2)" };
+    Own { name: "crossfade_write_set", sql: "SELECT crossfade.write_set($1)" };
 /// What was captured goes to the journal.
 pub(super) const SPILL: Own<'static> =
-    Own { name: "crossfade_spill", sql: "SELECT FROM crossfade.spill_armed() AS a WHERE a IS NULL" };
+    Own { name: "crossfade_spill", sql: "SELECT WHERE crossfade.spill_armed() IS NULL" };
 /// The row of the journal `$1` is the repairer's: it looks older by `$2` seconds.
 pub(super) const LEAVE: Own<'static> = Own {
     name: "crossfade_leave",

@@ -34,7 +34,7 @@ fn captured(pair: &Pair, cluster: &Cluster, sql: &[&str]) -> Vec<String> {
 #[track_caller]
 pub(super) fn write_set(client: &mut Wire, pair: &Pair, cluster: &Cluster) -> Vec<String> {
     let token = pair.admin(cluster).run("SELECT value FROM crossfade.meta WHERE key = 'token'");
-    let set = read_set(client, false, &token.expect("installed")).expect("a write set");
+    let set = read_set(client, &token.expect("installed")).expect("a write set");
     let names = pair
         .admin(cluster)
         .query("SELECT number, table_name FROM crossfade.tables")
@@ -49,15 +49,15 @@ pub(super) fn write_set(client: &mut Wire, pair: &Pair, cluster: &Cluster) -> Ve
         let operations = text(&Some(change.operations.clone()));
         format!("{} {operations} {} {}", name.unwrap_or("?"), text(&change.key), text(&change.image))
     };
-    let journal = set.journal.map_or("-".to_owned(), |id| id.to_string());
-    let first = format!("first {} - {journal}", if set.overflow { "!" } else { "" });
+    assert!(set.journal.is_some() || set.changes.is_empty(), "{set:?}");
+    let first = if set.overflow { "all in the journal" } else { "here" }.to_owned();
     std::iter::once(first).chain(set.changes.iter().map(line)).collect()
 }
 
 /// The write set of an open transaction, as the proxy reads it.
-pub(super) fn read_set(client: &mut Wire, journal: bool, token: &str) -> Result<WriteSet, DbError> {
+pub(super) fn read_set(client: &mut Wire, token: &str) -> Result<WriteSet, DbError> {
     let sql = format!(
-        "SELECT pg_catalog.encode(pg_catalog.array_send(crossfade.write_set({journal}, '{token}'::pg_catalog.text)), 'hex')"
+        "SELECT pg_catalog.encode(pg_catalog.array_send(crossfade.write_set('{token}'::pg_catalog.text)), 'hex')"
     );
     let rows = client.query(&sql)?;
     let hex = rows[0][0].as_deref().expect("an array");
@@ -73,7 +73,7 @@ pub(super) fn read_set(client: &mut Wire, journal: bool, token: &str) -> Result<
 fn check(pair: &Pair, sql: &[&str], expected: &[&str]) {
     for cluster in [oldest(), newest()] {
         let set = captured(pair, cluster, sql);
-        assert_eq!(set[0], "first  - -", "{sql:?} on {}", cluster.major);
+        assert_eq!(set[0], "here", "{sql:?} on {}", cluster.major);
         assert_eq!(set[1..], *expected, "{sql:?} on {}", cluster.major);
     }
 }
@@ -247,7 +247,7 @@ fn partitions() {
                 &["INSERT INTO users VALUES (1, 'a')", &format!("TRUNCATE {partition}")],
             );
             assert_eq!(set.len(), 1, "{partition}: {set:?}");
-            assert!(set[0].starts_with("first ! - "), "{partition}: {set:?}");
+            assert!(set[0] == "all in the journal", "{partition}: {set:?}");
         }
     }
 }
@@ -350,7 +350,7 @@ fn keys_of_every_type() {
                  SELECT string_agg(w.ops || CASE WHEN image IS NULL THEN '-' WHEN image IN ((SELECT t::text FROM public.k{n:02} t WHERE t.k::text = w.key), \
                    (SELECT t::text FROM public.m{n:02} t WHERE ARRAY[t.\"o\"\"dd\", t.k::text]::text = w.key)) THEN '=' ELSE key || ':' || image END, ' ' ORDER BY place) \
                  FROM (SELECT place, left(a[place], 1) AS ops, substr(a[place], strpos(a[place], ':') + 1) AS key, a[place + 1] AS image \
-                   FROM crossfade.write_set(false, '{token}') a, generate_series(4, cardinality(a), 2) place) w"
+                   FROM crossfade.write_set('{token}') a, generate_series(4, cardinality(a), 2) place) w"
             );
             let got = admin.run(&sql);
             assert_eq!(got.as_deref(), Some("I= I- I- U= D- D- I="), "{kind} on {}", cluster.major);
@@ -428,7 +428,7 @@ fn overflow_and_spill() {
         admin.run("INSERT INTO users SELECT g, 'u' || g FROM generate_series(1, 5000) g");
         let set = write_set(&mut admin, &pair, cluster);
         assert_eq!(set.len(), 1, "{set:?}");
-        assert!(set[0].starts_with("first ! - "), "{set:?}");
+        assert!(set[0] == "all in the journal", "{set:?}");
         assert_eq!(admin.run(entries).as_deref(), Some("5000"));
         admin.run("ROLLBACK");
         // Just below the limit nothing is spilled, and what repeats comes once.

@@ -85,7 +85,7 @@ fn search_path_cannot_hijack() {
         }
         let token = pair.admin(cluster).run("SELECT value FROM crossfade.meta WHERE key = 'token'").unwrap();
         admin.run("SET search_path = evil, pg_catalog, public");
-        let set = read_set(&mut admin, true, &token).unwrap();
+        let set = read_set(&mut admin, &token).unwrap();
         assert_eq!(set.changes.len(), 3, "{set:?}");
         assert_eq!(set.changes[2].image.as_deref(), Some(&b"(ok,\"a\"\"b\",x)"[..]));
     }
@@ -99,7 +99,7 @@ fn a_client_gets_no_more_than_it_has() {
     // It writes what it may not read; the proxy gets the row, the client does not.
     alice.run("BEGIN; SELECT crossfade.arm('{1}', 'source')");
     alice.run("INSERT INTO secrets VALUES (2, 'mine')");
-    let error = read_set(&mut alice, false, "guess").unwrap_err();
+    let error = read_set(&mut alice, "guess").unwrap_err();
     assert_eq!(error.sqlstate, "42501");
     alice.run("ROLLBACK");
     for sql in [
@@ -108,8 +108,8 @@ fn a_client_gets_no_more_than_it_has() {
         "SELECT * FROM crossfade.tables",
         "UPDATE crossfade.repositories SET lead = 'target'",
         "INSERT INTO crossfade.journal (xid, sync, entries) VALUES ('1', false, '{}')",
-        "SELECT * FROM crossfade.collect(false, NULL)",
-        "SELECT * FROM crossfade.write_set(NULL, NULL)",
+        "SELECT * FROM crossfade.collect(NULL)",
+        "SELECT * FROM crossfade.write_set(NULL)",
         "CREATE TABLE crossfade.mine ()",
         "CREATE TABLE mine (id int); CREATE TRIGGER t AFTER INSERT ON mine FOR EACH ROW EXECUTE FUNCTION crossfade.c1_i()",
     ] {
@@ -146,7 +146,7 @@ CREATE CONSTRAINT TRIGGER late AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRE
         let mut alice = alice(&pair, oldest());
         alice.run(&format!("BEGIN ISOLATION LEVEL {level}; SELECT crossfade.arm('{{1}}', 'source')"));
         alice.run("SET search_path = public; INSERT INTO late VALUES (1)");
-        let set = read_set(&mut alice, false, &token).unwrap();
+        let set = read_set(&mut alice, &token).unwrap();
         assert_eq!(*set.changes[0].operations, *b"IU", "{set:?}");
         assert_eq!(set.changes[0].image.as_deref(), Some(&b"(1,alice,public)"[..]), "{set:?}");
     }

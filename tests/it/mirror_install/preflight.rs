@@ -174,7 +174,7 @@ fn rights_of_the_control_user() {
     alice.run("INSERT INTO users VALUES (1, 'a')");
     alice.run("BEGIN; SELECT crossfade.arm('{1}', 'source'); INSERT INTO users VALUES (2, 'b')");
     let token = pair.admin(oldest()).run("SELECT value FROM crossfade.meta WHERE key = 'token'").unwrap();
-    let set = super::capture::read_set(&mut alice, true, &token).unwrap();
+    let set = super::capture::read_set(&mut alice, &token).unwrap();
     assert_eq!(set.changes[0].image.as_deref(), Some(&b"(2,b)"[..]));
     alice.run("COMMIT");
     let kinds = "SELECT string_agg(sync::text, ' ' ORDER BY id) FROM crossfade.journal";
