@@ -238,7 +238,7 @@ WHERE d.refclassid IN ('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.p
 
 /// What views call, from their trees: built-in functions are pinned, and `pg_depend` leaves out what is pinned. Names and
 /// constants cannot look like these tags, since blanks in names are escaped, and constants are bytes. Key words such as
-/// CURRENT_TIMESTAMP and CURRENT_USER (`SQLValueFunctionOp`, clocks first) go by a function that answers the same way.
+/// `CURRENT_TIMESTAMP` and `CURRENT_USER` (`SQLValueFunctionOp`, clocks first) go by a function that answers the same way.
 const CALLS: &str = "
 WITH found(relation, tag, number) AS (
   SELECT DISTINCT r.ev_class, m.tag, pg_catalog.split_part(p.piece, ' ', 1)::int8
