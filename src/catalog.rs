@@ -43,7 +43,8 @@ pub struct Relation {
     pub parent: Option<Table>,
     /// Base relations a view or its rules read; empty for tables.
     pub reads: Vec<Table>,
-    /// Functions that are not built in and volatile, called by a view.
+    /// Functions that a view calls and that do more than compute: volatile ones of the user's, and built-in ones
+    /// (in `pg_catalog`) of which [`crate::statement::means_more`] says so, `now` and `current_user` for key words.
     pub functions: Vec<Table>,
     /// Reading it calls volatile functions of the user's that the text does not name: row security policies.
     pub read_code: bool,

@@ -354,6 +354,13 @@ const SHALLOW: usize = 40;
 /// Enough for the deepest tree that `libpg_query` hands out (10,000 messages); untouched pages cost nothing.
 const DEEP_STACK_BYTES: usize = 512 << 20;
 
+/// Does a call of this function mean more than its result? Known of built-in functions, which are in `pg_catalog`, and of
+/// those of extensions that run SQL; not of the user's own.
+pub fn means_more(function: &Table) -> bool {
+    let class = builtin::classify(&function.name);
+    class == Some(builtin::Builtin::Code) || class.is_some() && function.schema == "pg_catalog"
+}
+
 /// Cuts a text behind its semicolons, for reports on text that the grammar refuses; never for routing.
 pub fn cut(sql: &str) -> Vec<&str> {
     guard::cut(sql)

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Side,
-    statement::Table,
+    statement::{self, Table},
     wire::oids::{Nested, Shape},
 };
 
@@ -161,6 +161,8 @@ fn add_relations(catalog: &mut Catalog, raw: &Raw, side: Side, types: &Types) {
         if let Some(known) = catalog.relations.get_mut(table) {
             known.on[side.index()] = true;
             // Either side may answer.
+            let functions: BTreeSet<Table> = known.functions.drain(..).chain(uses.of(r.oid).1).collect();
+            known.functions = functions.into_iter().collect();
             known.nested_oids |= nested_oids;
             known.read_code |= read_code.contains(&r.oid);
             known.write_code |= write_code.contains(&r.oid);
@@ -218,7 +220,7 @@ fn kind(relkind: u8) -> RelationKind {
 /// What rules use, views resolved down to what stores rows.
 struct Uses {
     relations: HashMap<u32, Vec<u32>>,
-    /// Volatile functions alone.
+    /// Those alone that do more than compute.
     functions: HashMap<u32, Vec<Table>>,
     views: HashSet<u32>,
 }
@@ -242,6 +244,10 @@ impl Uses {
             } else if let Some(table) = volatile.get(&used) {
                 uses.functions.entry(relation).or_default().push(table.clone());
             }
+        }
+        for (relation, schema, function) in &raw.calls {
+            let table = name(schema, function).filter(statement::means_more);
+            uses.functions.entry(*relation).or_default().extend(table);
         }
         uses
     }
@@ -386,6 +392,36 @@ mod tests {
         assert!(catalog.type_target_to_source.is_empty());
         assert_eq!(nested(&catalog), ["arrays", "composites", "domains"]);
         assert_eq!(catalog.relations[&table("enums")].on, [true, false]);
+    }
+
+    #[test]
+    fn built_in_functions_of_views() {
+        let calls = |list: &[(u32, u32, &str)]| {
+            let side = |base: u32| {
+                let mut raw = side(base);
+                raw.schemas.insert(11, "pg_catalog".to_owned());
+                raw.relations.extend([relation(1, "inner", b'v'), relation(2, "outer", b'v')]);
+                raw.rules = vec![(2, false, 1), (1, false, base + 10)];
+                raw
+            };
+            let own = |&(view, schema, name): &(u32, u32, &str)| (view, schema, name.to_owned());
+            let source = Raw { calls: list.iter().map(own).collect(), ..side(20_000) };
+            let target = Raw { calls: vec![(1, 11, "random".to_owned())], ..side(30_000) };
+            let catalog = build(&[Some(source), Some(target)], 1);
+            let functions = &catalog.relations[&table("outer")].functions;
+            functions.iter().map(|f| format!("{}.{}", f.schema, f.name)).collect::<Vec<_>>().join(" ")
+        };
+        // Either side may answer.
+        assert_eq!(calls(&[]), "pg_catalog.random");
+        assert_eq!(
+            calls(&[(1, 11, "pg_notify"), (2, 11, "now")]),
+            "pg_catalog.now pg_catalog.pg_notify pg_catalog.random"
+        );
+        // To_char only computes; a function of the user's may be called like anything, but one that runs SQL is feared.
+        assert_eq!(
+            calls(&[(1, 11, "to_char"), (1, 1, "now"), (1, 1, "crosstab")]),
+            "pg_catalog.random public.crosstab"
+        );
     }
 
     #[test]

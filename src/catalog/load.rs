@@ -85,6 +85,8 @@ pub(super) struct Raw {
     pub(super) relations: Vec<RawRelation>,
     /// (relation with rules, `p`roc or `c`lass, OID of what the rules use)
     pub(super) rules: Vec<(u32, bool, u32)>,
+    /// (view, schema of a function that it calls and that is not immutable, the function's name)
+    pub(super) calls: Vec<(u32, u32, String)>,
     /// (relation, on writes alone, OID of a function that is called)
     pub(super) code: Vec<(u32, bool, u32)>,
     /// (relation, what a write to it writes as well by a foreign key)
@@ -143,10 +145,11 @@ async fn read(client: &mut Client) -> Result<(Raw, i64), tokio_postgres::Error> 
         .await?;
     let t = &transaction;
     // Polled together, the queries go out in one burst and the answers come back in turn.
-    let (schemas, relations, rules, code, cascades, functions, types, columns, keys, print) = tokio::try_join!(
+    let (schemas, relations, rules, calls, code, cascades, functions, types, columns, keys, print) = tokio::try_join!(
         rows(t, SCHEMAS),
         rows(t, RELATIONS),
         rows(t, RULES),
+        rows(t, CALLS),
         rows(t, CODE),
         rows(t, CASCADES),
         rows(t, FUNCTIONS),
@@ -159,6 +162,7 @@ async fn read(client: &mut Client) -> Result<(Raw, i64), tokio_postgres::Error> 
     let mut raw = Raw {
         schemas: schemas.iter().map(|r| (r.get(0), r.get(1))).collect(),
         rules: rules.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect(),
+        calls: calls.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect(),
         code: code.iter().map(|r| (r.get(0), r.get(1), r.get(2))).collect(),
         cascades: cascades.iter().map(|r| (r.get(0), r.get(1))).collect(),
         columns: columns.iter().map(|r| (r.get(0), r.get(1))).collect(),
@@ -231,6 +235,22 @@ LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::p
 WHERE d.refclassid IN ('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass,
                        'pg_catalog.pg_operator'::pg_catalog.regclass)
   AND d.refobjid >= 16384 AND NOT (d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = r.ev_class)";
+
+/// What views call, from their trees: built-in functions are pinned, and `pg_depend` leaves out what is pinned. Names and
+/// constants cannot look like these tags, since blanks in names are escaped, and constants are bytes. Key words such as
+/// `CURRENT_TIMESTAMP` and `CURRENT_USER` (`SQLValueFunctionOp`, clocks first) go by a function that answers the same way.
+const CALLS: &str = "
+WITH found(relation, tag, number) AS (
+  SELECT DISTINCT r.ev_class, m.tag, pg_catalog.split_part(p.piece, ' ', 1)::int8
+  FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+  CROSS JOIN (VALUES (' :funcid '), ('{SQLVALUEFUNCTION :op ')) m(tag)
+  CROSS JOIN LATERAL pg_catalog.unnest(pg_catalog.string_to_array(r.ev_action::text, m.tag)) WITH ORDINALITY p(piece, place)
+  WHERE c.oid >= 16384 AND c.relkind = 'v' AND r.ev_type = '1' AND p.place > 1
+)
+SELECT f.relation, p.pronamespace, p.proname::text
+FROM found f JOIN pg_catalog.pg_proc p ON p.oid = f.number::oid WHERE f.tag = ' :funcid ' AND p.provolatile <> 'i'
+UNION SELECT f.relation, 11::oid, CASE WHEN f.number <= 8 THEN 'now' ELSE 'current_user' END
+FROM found f WHERE f.tag <> ' :funcid '";
 
 /// What is called by triggers, defaults, constraints (of domains as well) and policies; operators by their functions.
 /// Capture is ours: it leaves nothing behind in a session.

@@ -83,8 +83,8 @@ impl<'a> Walker<'a> {
             self.pin(Pin::TempTable);
         }
         self.out.runs_code |= meaning.read_code;
+        self.called_by_views(&meaning);
         self.out.reads.extend(meaning.tables);
-        self.user_functions(meaning.functions);
     }
 
     /// A relation whose rows are written: no WITH query can be meant.
@@ -103,8 +103,8 @@ impl<'a> Walker<'a> {
             self.out.writes.insert(name::relation(self.context, schema, relation));
         }
         self.out.runs_code |= meaning.read_code || meaning.write_code;
+        self.called_by_views(&meaning);
         self.out.writes.extend(meaning.tables);
-        self.user_functions(meaning.functions);
     }
 
     /// A relation that a utility names itself, views included.

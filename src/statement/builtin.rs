@@ -52,6 +52,7 @@ pub(super) fn classify(name: &str) -> Option<Builtin> {
         }
         "pg_current_xact_id_if_assigned" | "pg_current_snapshot" | "pg_my_temp_schema" => B::Session,
         "current_query" | "pg_trigger_depth" | "getdatabaseencoding" | "pg_client_encoding" => B::Session,
+        "current_user" | "session_user" => B::Session,
         "current_schema" | "current_schemas" | "getpgusername" | "pg_jit_available" => B::Session,
         "inet_server_addr" | "inet_server_port" | "version" | "pg_postmaster_start_time" => B::Introspection,
         "pg_conf_load_time" | "txid_status" | "pg_xact_status" | "obj_description" | "col_description" => {

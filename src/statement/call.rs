@@ -9,9 +9,10 @@ use super::{
     Effect, Hazards, Pin, Table,
     access::Walker,
     builtin::{self, Builtin},
-    name,
+    name::{self, Meaning},
     node::{literal, qualified},
 };
+use crate::catalog::RelationKind;
 
 impl Walker<'_> {
     pub(super) fn call(&mut self, call: &FuncCall) {
@@ -47,6 +48,45 @@ impl Walker<'_> {
             if volatile || known.is_none_or(|f| f.reads_tables) {
                 self.out.functions.insert(function);
             }
+        }
+    }
+
+    /// Calls in the views behind a name; what they are called with is not known.
+    pub(super) fn called_by_views(&mut self, meaning: &Meaning) {
+        for function in &meaning.functions {
+            let builtin = function.schema == "pg_catalog";
+            if !builtin {
+                self.user_functions([function.clone()]);
+            }
+            match builtin::classify(&function.name) {
+                Some(Builtin::Code) => self.code(&function.schema, &function.name),
+                Some(class @ (Builtin::Sequence | Builtin::SequenceState)) if builtin => {
+                    self.sequence_in_view(class, &function.name, meaning);
+                }
+                Some(class) if builtin => self.builtin(class, &function.name, &FuncCall::default()),
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    /// The sequences are known where they are written as constants: the view depends on them.
+    fn sequence_in_view(&mut self, class: Builtin, function: &str, meaning: &Meaning) {
+        let relations = &self.context.catalog.relations;
+        let is_sequence =
+            |table: &&Table| relations.get(*table).is_some_and(|r| r.kind == RelationKind::Sequence);
+        let sequences: Vec<&Table> = meaning.tables.iter().filter(is_sequence).collect();
+        let computed = meaning.functions.contains(&name::table("pg_catalog", "regclass"));
+        if sequences.is_empty() || computed {
+            return self.builtin(class, function, &FuncCall::default());
+        }
+        self.hazard(Hazards::SEQUENCE);
+        if class == Builtin::SequenceState {
+            self.found.locking = true;
+            return self.pin(Pin::SessionState);
+        }
+        self.found.write = true;
+        for sequence in sequences {
+            self.write_name(&sequence.schema, &sequence.name);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::catalog::{Catalog, RelationKind};
 pub(super) struct Meaning {
     /// Tables behind the name, with the ancestors of partitions.
     pub(super) tables: BTreeSet<Table>,
-    /// Volatile functions that its views call.
+    /// Functions that its views call and that do more than compute.
     pub(super) functions: BTreeSet<Table>,
     /// Reading it runs code that is not named.
     pub(super) read_code: bool,

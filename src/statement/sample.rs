@@ -31,6 +31,28 @@ pub(crate) fn catalog() -> Catalog {
     add(&mut catalog, public("loop_b"), view(&[public("loop_a"), public("things")]));
     let calls = Relation { functions: vec![public("touch")], ..view(&[public("documents")]) };
     add(&mut catalog, public("calling"), calls);
+    for (name, call) in [
+        ("locked", "pg_advisory_lock"),
+        ("notifying", "pg_notify"),
+        ("set", "set_config"),
+        ("drawn", "nextval"),
+        ("drawing", "currval"),
+        ("last", "lastval"),
+        ("timed", "now"),
+        ("chance", "random"),
+        ("own_setting", "current_setting"),
+        ("described", "obj_description"),
+        ("sql", "query_to_xml"),
+    ] {
+        let sequence = matches!(call, "nextval" | "currval").then(|| public("documents_id_seq"));
+        let reads: Vec<Table> = [public("documents")].into_iter().chain(sequence).collect();
+        let calls = Relation { functions: vec![table("pg_catalog", call)], ..view(&reads) };
+        add(&mut catalog, public(&format!("v_{name}")), calls);
+    }
+    let computed = [table("pg_catalog", "nextval"), table("pg_catalog", "regclass")];
+    let calls = Relation { functions: computed.to_vec(), ..view(&[public("documents_id_seq")]) };
+    add(&mut catalog, public("v_computed"), calls);
+    add(&mut catalog, public("v_over_locked"), view(&[public("v_locked")]));
     let stored = Relation { kind: RelationKind::MaterializedView, ..view(&[public("documents")]) };
     add(&mut catalog, public("stored"), stored);
     let sequence = Relation { kind: RelationKind::Sequence, ..Relation::default() };

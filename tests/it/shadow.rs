@@ -1,6 +1,7 @@
 //! Reads executed on both sides: what differs is found and named, and clients never notice.
 
 mod texts;
+mod views;
 
 use std::{
     collections::BTreeSet,
