@@ -80,6 +80,8 @@ pub(super) struct Client {
     pub(super) wrote_side: Option<Side>,
     /// As whom its reads are executed a second time; made at the first of them.
     pub(super) shadowed_as: RefCell<Option<Arc<super::shadow::Who>>>,
+    /// With which settings.
+    pub(super) pinned: RefCell<Option<super::shadow::Pinned>>,
     /// Where it changed a setting last.
     pub(super) set_side: Side,
     /// The last unit changed what names mean, inside a block.

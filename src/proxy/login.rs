@@ -246,6 +246,7 @@ fn client(
         wrote_at: None,
         wrote_side: None,
         shadowed_as: RefCell::default(),
+        pinned: RefCell::default(),
         set_side: Side::Source,
         context_moved: false,
         context_local: false,

@@ -11,7 +11,7 @@ mod tap;
 pub(in crate::proxy) use self::{
     evidence::{State, collect, divergence_rows, query_rows, shadow_rows},
     runner::start,
-    tap::Tap,
+    tap::{Pinned, Tap},
 };
 
 use std::{
@@ -36,7 +36,7 @@ pub(in crate::proxy) struct Job {
     answering: Side,
     who: Arc<Who>,
     /// The client's, and those that shape output as the answering session reported them.
-    settings: Vec<(String, String)>,
+    settings: Arc<Vec<(String, String)>>,
     application: String,
     total_order: bool,
     determinate: bool,

@@ -155,11 +155,11 @@ async fn run(
         QueryError::Io(_) => Lost::Unreachable,
         QueryError::Server(_) => Lost::Refused,
     };
-    if *server.settings != job.settings {
+    if *server.settings != *job.settings {
         if let Some(sql) = settings::transition(&server.settings, &job.settings) {
             server.query(&sql, &shard.buffers).await.map_err(lost)?;
         }
-        server.settings = Rc::new(job.settings.clone());
+        server.settings = Rc::new(job.settings.to_vec());
     }
     send(server, job);
     let sent = Instant::now();

@@ -1,6 +1,6 @@
 //! On the data thread: is this read executed a second time, and what did the client get?
 
-use std::{sync::Arc, time::Instant};
+use std::{rc::Rc, sync::Arc, time::Instant};
 
 use super::{Bound, Job, Who};
 use crate::{
@@ -8,12 +8,14 @@ use crate::{
     admin::http::BackendState,
     backend::server::Server,
     compare::digest::Digest,
+    config::Config,
     proxy::{
         client::{Client, Unit},
         extended::{Survey, names_in},
         flight::Flight,
     },
     route::{Work, policy::Share},
+    session::settings::Settings,
     shadow::eligible::{self, Around, Skip},
     statement::{Hazards, Isolation, Statement},
     wire::frame::{self, Fields, Frontend, HEADER},
@@ -28,6 +30,14 @@ pub(in crate::proxy) struct Tap {
     began: Instant,
     /// The answer is too large: it is not followed any more.
     large: bool,
+}
+
+/// Settings of second executions, and what they were made of.
+pub(in crate::proxy) struct Pinned {
+    config: Arc<Config>,
+    of_client: Settings,
+    reported: [Option<String>; PINNED.len()],
+    settings: Arc<Vec<(String, String)>>,
 }
 
 impl std::fmt::Debug for Job {
@@ -221,18 +231,38 @@ impl Client {
         set.map_or(&self.shared.application_name, |(_, value)| value).clone()
     }
 
-    /// Sorted by name, as settings are.
-    fn pinned_settings(&self, server: &Server) -> Vec<(String, String)> {
-        let timeout = self.current.config.shadow.statement_timeout.as_millis().to_string();
+    /// Sorted by name, as settings are. The same as for the read before as long as nothing of it has changed.
+    fn pinned_settings(&self, server: &Server) -> Arc<Vec<(String, String)>> {
+        let reported = PINNED.map(|name| {
+            let found = server.parameters.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
+            found.map(|(_, value)| value.as_str())
+        });
+        let mut known = self.pinned.borrow_mut();
+        let same = |pinned: &&Pinned| {
+            Arc::ptr_eq(&pinned.config, &self.current.config)
+                && Rc::ptr_eq(&pinned.of_client, &self.settings)
+                && pinned.reported.iter().map(Option::as_deref).eq(reported)
+        };
+        if let Some(pinned) = known.as_ref().filter(same) {
+            return Arc::clone(&pinned.settings);
+        }
         let mut settings: Vec<(String, String)> = self.settings.to_vec();
         settings.retain(|(name, _)| !OWN.contains(&name.as_str()));
-        for name in PINNED {
-            let known = settings.iter().any(|(n, _)| n == name);
-            let reported = server.parameters.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
-            settings.extend(reported.filter(|_| !known).map(|(_, value)| (name.to_owned(), value.clone())));
+        for (name, value) in PINNED.into_iter().zip(reported) {
+            if let Some(value) = value.filter(|_| !settings.iter().any(|(n, _)| n == name)) {
+                settings.push((name.to_owned(), value.to_owned()));
+            }
         }
+        let timeout = self.current.config.shadow.statement_timeout.as_millis().to_string();
         settings.push(("statement_timeout".to_owned(), timeout));
         settings.sort();
+        let settings = Arc::new(settings);
+        *known = Some(Pinned {
+            config: Arc::clone(&self.current.config),
+            of_client: Rc::clone(&self.settings),
+            reported: reported.map(|value| value.map(str::to_owned)),
+            settings: Arc::clone(&settings),
+        });
         settings
     }
 
