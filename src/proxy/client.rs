@@ -6,7 +6,6 @@ use std::{
     future::poll_fn,
     io,
     rc::Rc,
-    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -78,10 +77,8 @@ pub(super) struct Client {
     pub(super) wrote_at: Option<Instant>,
     /// Where it wrote last: what `lastval()` means.
     pub(super) wrote_side: Option<Side>,
-    /// As whom its reads are executed a second time; made at the first of them.
-    pub(super) shadowed_as: RefCell<Option<Arc<super::shadow::Who>>>,
-    /// With which settings.
-    pub(super) pinned: RefCell<Option<super::shadow::Pinned>>,
+    /// As whom and with which settings its reads are executed a second time; made at the first of them.
+    pub(super) shadowed: RefCell<Option<Box<super::shadow::Made>>>,
     /// Where it changed a setting last.
     pub(super) set_side: Side,
     /// The last unit changed what names mean, inside a block.

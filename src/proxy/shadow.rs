@@ -11,7 +11,7 @@ mod tap;
 pub(in crate::proxy) use self::{
     evidence::{State, collect, divergence_rows, query_rows, shadow_rows},
     runner::start,
-    tap::{Pinned, Tap},
+    tap::{Made, Tap},
 };
 
 use std::{

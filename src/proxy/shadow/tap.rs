@@ -32,8 +32,15 @@ pub(in crate::proxy) struct Tap {
     large: bool,
 }
 
+/// What second executions of a client's reads have in common.
+#[derive(Default)]
+pub(in crate::proxy) struct Made {
+    who: Option<Arc<Who>>,
+    pinned: Option<Pinned>,
+}
+
 /// Settings of second executions, and what they were made of.
-pub(in crate::proxy) struct Pinned {
+struct Pinned {
     config: Arc<Config>,
     of_client: Settings,
     reported: [Option<String>; PINNED.len()],
@@ -209,7 +216,8 @@ impl Client {
     }
 
     fn shadowed_as(&self) -> Arc<Who> {
-        let mut known = self.shadowed_as.borrow_mut();
+        let mut made = self.shadowed.borrow_mut();
+        let known = &mut made.get_or_insert_default().who;
         if let Some(who) = known.as_ref().filter(|who| Arc::ptr_eq(&who.config, &self.current.config)) {
             return Arc::clone(who);
         }
@@ -237,7 +245,8 @@ impl Client {
             let found = server.parameters.iter().find(|(n, _)| n.eq_ignore_ascii_case(name));
             found.map(|(_, value)| value.as_str())
         });
-        let mut known = self.pinned.borrow_mut();
+        let mut made = self.shadowed.borrow_mut();
+        let known = &mut made.get_or_insert_default().pinned;
         let same = |pinned: &&Pinned| {
             Arc::ptr_eq(&pinned.config, &self.current.config)
                 && Rc::ptr_eq(&pinned.of_client, &self.settings)
