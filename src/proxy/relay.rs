@@ -64,7 +64,9 @@ impl Client {
                         self.scan(server, flight)?;
                         progress = true;
                     }
-                    Poll::Pending if write_error.is_some() => {
+                    // A reset makes the socket readable, but who waits for it may not have been told yet: what it said
+                    // before is read first.
+                    Poll::Pending if write_error.as_ref().is_some_and(|e| !is_reset(e)) => {
                         return Poll::Ready(Err(server_ended(write_error.as_ref())));
                     }
                     Poll::Pending => {}
@@ -458,6 +460,10 @@ impl Client {
             server.known.remove(b"");
         }
     }
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }
 
 fn server_ended(error: Option<&io::Error>) -> Broken {
